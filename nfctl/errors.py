@@ -7,12 +7,10 @@ Python API raises the same objects. This module imports nothing of the project.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+class Where(NamedTuple):
     """A place in an input: a file's name (or ``<stdin>``), a line and a column, both from 1.
 
     ``line`` and ``column`` are 0 where the input has none (a word on the command line).

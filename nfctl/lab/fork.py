@@ -1,0 +1,162 @@
+"""Run a Python function in a forked child, and bring back what it returned or raised.
+
+A namespace is entered by a whole process and left only by its end (one process a
+namespace: libiptc and netlink sockets keep the namespace they were opened in), so
+everything a lab does inside a host is done by a child of its own.
+
+The rules:
+1. A signal cannot fall between the fork and the moment the parent knows the child: SIGINT,
+   SIGTERM and SIGHUP are blocked meanwhile.
+2. The child dies of these signals at once; only the parent cleans up.
+3. The child leaves by ``os._exit``: none of the parent's exit handlers run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold back the signals that end a program until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def default_signals() -> None:
+    """In a new child: let the signals that end a program end it, and unblock them."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+@contextlib.contextmanager
+def fork_is_safe() -> Iterator[None]:
+    """Silence 3.12's warning about forking beside threads.
+
+    The children here run plain functions and leave by ``os._exit``; pytest-xdist and others
+    keep a thread that touches nothing of ours.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        yield
+
+
+class Child(Generic[T]):
+    """A forked child that runs ``function(*args)``; create, then :meth:`result` or :meth:`kill`."""
+
+    def __init__(self, function: Callable[..., T], *args: Any) -> None:
+        reader, writer = os.pipe()
+        sys.stdout.flush()  # or the child would print the parent's unwritten text again
+        sys.stderr.flush()
+        with fork_is_safe(), signals_blocked():
+            self.pid = os.fork()
+            if self.pid == 0:
+                _be_child(function, args, writer)
+            os.close(writer)
+            self._reader = reader
+            self._status: int | None = None
+
+    def result(self, timeout: float) -> T:
+        """Wait for the child and return what its function returned, or raise what it raised.
+
+        ``timeout`` is in seconds; then the child is killed and :class:`TimeoutError` raised.
+        A child that died without an answer raises :class:`ChildProcessError`.
+        """
+        try:
+            data = self._read(time.monotonic() + timeout)
+        except BaseException:
+            self.kill()
+            raise
+        self.wait()
+        if not data:
+            raise ChildProcessError(f"the child process ended with status {self._status}")
+        # The bytes come from our own child over a private pipe.
+        good, value = pickle.loads(data)  # noqa: S301
+        if not good:
+            raise value
+        return cast("T", value)
+
+    def wait(self) -> None:
+        """Wait for the child's end (unbounded) and free what belongs to it."""
+        if self._status is None:
+            with contextlib.suppress(ChildProcessError):
+                _, status = os.waitpid(self.pid, 0)
+                self._status = os.waitstatus_to_exitcode(status)
+            os.close(self._reader)
+        if self._status is None:  # somebody else reaped it
+            self._status = 0
+
+    def kill(self) -> None:
+        """End the child at once (SIGKILL), if it is still there."""
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def _read(self, deadline: float) -> bytes:
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        parts = []
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise TimeoutError(f"the child process {self.pid} gave no answer in time")
+            part = os.read(self._reader, 1 << 16)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+
+
+def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: int) -> NoReturn:
+    try:
+        default_signals()
+        try:
+            data = pickle.dumps((True, function(*args)))
+        except BaseException as error:  # noqa: BLE001 - the parent raises it again
+            data = pickle.dumps((False, _portable(error)))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        view = memoryview(data)
+        while view:
+            view = view[os.write(writer, view) :]
+    finally:
+        os._exit(0)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """``error`` if it survives pickling, or else a RuntimeError that says the same."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    error.add_note(f"In the child process:\n{text}")
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - whatever it is, it does not pickle
+        return RuntimeError(text)
+    return error
+
+
+def call(function: Callable[..., T], *args: Any, timeout: float = 30.0) -> T:
+    """Run ``function(*args)`` in a forked child; return or raise what it did.
+
+    ``timeout`` is in seconds. The arguments may be anything; the result has to pickle.
+    """
+    return Child(function, *args).result(timeout)

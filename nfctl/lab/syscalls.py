@@ -1,0 +1,66 @@
+"""The four system calls behind namespaces: unshare(2), setns(2), mount(2), umount2(2).
+
+Python has ``os.unshare`` and ``os.setns`` from 3.12 only, and never ``mount``; so they are
+called in the C library. All raise :class:`OSError` with the call's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MNT_DETACH = 0x2
+
+CAP_NET_ADMIN = 12  # linux/capability.h
+CAP_SYS_ADMIN = 21
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, call: str, name: str = "") -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", name or None)
+
+
+def unshare(flags: int) -> None:
+    """Move the calling process into new namespaces of the kinds in ``flags``."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(path: Path, kind: int) -> None:
+    """Move the calling process into the namespace that the file ``path`` refers to."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)), "setns", str(path))
+    finally:
+        os.close(descriptor)
+
+
+def mount(source: str | Path, target: str | Path, flags: int) -> None:
+    """Bind, or change the propagation of, a mount: mount(2) without a file system type."""
+    result = _libc.mount(
+        os.fsencode(source), os.fsencode(target), b"none", ctypes.c_ulong(flags), None
+    )
+    _check(result, "mount", str(target))
+
+
+def detach(target: Path) -> None:
+    """Unmount ``target`` now, also where it is busy: umount2(2) with MNT_DETACH."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), "umount2", str(target))
+
+
+def has_capabilities(*numbers: int) -> bool:
+    """Whether the calling process has all these capabilities in effect (proc(5), CapEff)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+            return all(effective >> number & 1 for number in numbers)
+    return False
