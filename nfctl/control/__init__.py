@@ -1,1 +1,1 @@
-"""TODO."""
+"""Changing tables: one lock, one snapshot, edits, one commit; all tables or none."""

@@ -1,0 +1,327 @@
+"""libxtables' extensions: finding them, parsing their options to bytes, printing bytes as options.
+
+An extension is a ``struct xtables_match`` or ``struct xtables_target`` (xtables.h) that a shared
+object registers. Its options are parsed by libxtables' own dispatchers
+(``xtables_option_mpcall`` and the others), so that every match and target installed on the
+machine works, old parser or new, and prints itself with its own ``save`` function.
+
+What libxtables keeps in its structures between two options of one match (``m``, ``mflags``,
+``udata``) is kept in an :class:`Instance` here and lent to the structure for the call; so one
+rule may use the same match several times without libxtables' clones.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nfctl.errors import BadInput, Unsupported
+from nfctl.kernel.layout import EXTENSION_HEADER, Layout
+from nfctl.kernel.libraries import extension_dirs, libraries
+from nfctl.ruleset.names import MAX_NAME
+
+_TRY_LOAD = 2  # enum xtables_tryload
+_HEADER = EXTENSION_HEADER.size
+_MAXNAMELEN = 29
+_EXT_ALIAS = 1  # XTABLES_EXT_ALIAS: the old name stays in listings
+_FAMILY_PREFIX = {4: "libipt_", 6: "libip6t_"}
+_ICMPV6_NAMES = {"icmpv6", "ipv6-icmp", "icmp6"}
+_PRINTER = ct.CFUNCTYPE(None, ct.c_void_p, ct.c_void_p)
+_ALIAS = ct.CFUNCTYPE(ct.c_char_p, ct.c_void_p)
+_HELP = ct.CFUNCTYPE(None)
+
+
+class Refused(Exception):  # noqa: N818 - a signal between here and the codec, not an error shown
+    """libxtables called ``exit_err``; its words are fetched by :mod:`nfctl.kernel.complaints`."""
+
+
+class Option(NamedTuple):
+    """An option an extension registers: ``--name``, its getopt value and whether it takes one."""
+
+    name: str
+    value: int
+    argument: int  # 0 none, 1 required, 2 optional (only in the form --name=value)
+
+
+class Extension:
+    """One registered match or target of one family and revision."""
+
+    def __init__(self, kind: str, address: int, layout: Layout) -> None:
+        lib = libraries()
+        struct_type: Any = lib.match_struct if kind == "match" else lib.target_struct
+        raw = struct_type.from_address(address)
+        self.kind = kind
+        self.layout = layout
+        self.address = address
+        self.name: str = raw.name.decode()
+        self.real_name: str = raw.real_name.decode() if raw.real_name else self.name
+        self.revision: int = raw.revision
+        self.size: int = raw.size
+        self.user_size: int = raw.userspacesize
+        self.total = _HEADER + self.size
+        self.keeps_alias = bool(getattr(raw, "ext_flags", 0) & _EXT_ALIAS)
+
+        def cell(field: str, kind_of_cell: Any = ct.c_void_p) -> Any:
+            return kind_of_cell.from_address(address + getattr(struct_type, field).offset)
+
+        data, flags = ("m", "mflags") if kind == "match" else ("t", "tflags")
+        self._data = cell(data)
+        self._flags = cell(flags, ct.c_uint)
+        self._udata = cell("udata")
+        self.udata_size: int = raw.udata_size
+        cell("option_offset", ct.c_uint).value = 0
+        self._init = cell("init").value
+        save, alias, helper = cell("save").value, cell("alias").value, cell("help").value
+        self.save = _PRINTER(save) if save else None
+        self._alias = _ALIAS(alias) if alias else None
+        self._help = _HELP(helper) if helper else None
+        self._parse = lib.option_match if kind == "match" else lib.option_target
+        self._check = lib.check_match if kind == "match" else lib.check_target
+        self.options = {option.name: option for option in _options(raw)}
+
+    def alias(self, data: bytes, default: str) -> str:
+        """Return the name this extension goes by in listings, given its bytes."""
+        if self._alias is None:
+            return default
+        shown: bytes = self._alias(ct.cast(ct.c_char_p(data), ct.c_void_p))
+        return shown.decode()
+
+    def canonical(self, data: bytes) -> bytes:
+        """Return ``data`` (header included) with the kernel-private tail zeroed."""
+        end = _HEADER + self.user_size
+        if len(data) <= end or not any(data[end:]):
+            return data
+        return data[:end].ljust(len(data), b"\0")
+
+    def print_help(self) -> None:
+        """Let the extension print its help to C's standard output."""
+        if self._help is not None:
+            self._help()
+
+
+class Instance:
+    """One use of an extension in one rule, while its options are being parsed.
+
+    Use it in a ``with`` block: the C memory is freed at its end.
+    """
+
+    def __init__(self, extension: Extension) -> None:
+        self.extension = extension
+        lib = libraries()
+        self._lib = lib
+        self._data: int = lib.libc.calloc(1, extension.total)
+        self._udata: int | None = None
+        self._flags = 0
+        if extension.udata_size:
+            self._udata = lib.libc.calloc(1, extension.udata_size)
+        name = extension.real_name.encode()
+        header = EXTENSION_HEADER.pack(extension.total, name, extension.revision)
+        ct.memmove(self._data, header, _HEADER)
+        if extension._init:  # noqa: SLF001 - the two classes are one thing
+            self._call(extension._init, self._data)  # noqa: SLF001
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.free()
+
+    def free(self) -> None:
+        """Give the C memory back; harmless the second time."""
+        self._lib.libc.free(self._data)
+        self._lib.libc.free(self._udata)
+        self._data, self._udata = 0, None
+
+    def _lend(self) -> Extension:
+        extension = self.extension
+        self._lib.set_nfproto(extension.layout.nfproto)
+        extension._data.value = self._data  # noqa: SLF001
+        extension._flags.value = self._flags  # noqa: SLF001
+        extension._udata.value = self._udata  # noqa: SLF001
+        return extension
+
+    def _take_back(self) -> None:
+        extension = self.extension
+        self._data = extension._data.value or 0  # noqa: SLF001 - a parser may reallocate
+        self._flags = extension._flags.value  # noqa: SLF001
+        extension._data.value = None  # noqa: SLF001
+        extension._udata.value = None  # noqa: SLF001
+
+    def _call(self, function: int, argument: int) -> None:
+        self._lend()
+        try:
+            failed = self._lib.guarded_call(function, argument)
+        finally:
+            self._take_back()
+        if failed:
+            raise Refused
+
+    def parse(
+        self, option: Option, words: Any, at: int, has_value: bool, invert: bool, entry: Any
+    ) -> int:
+        """Parse one option; return how many words beyond its value were taken.
+
+        ``words`` is a C array of the rule's words, ``at`` the index of the option's value in it
+        (of the option itself if it has none), ``entry`` the entry's header so far.
+        """
+        lib = self._lib
+        extension = self._lend()
+        lib.optarg.value = words[at] if has_value else None
+        lib.optind.value = at + 1
+        try:
+            result = lib.guarded_parse(
+                extension._parse, option.value, words, invert, extension.address, entry, None  # noqa: SLF001
+            )
+        finally:
+            self._take_back()
+        # wrap_parse answers -1 after a longjmp; the dispatchers return nothing, and what is left
+        # in the register then is never that.
+        if result == -1:
+            raise Refused
+        return int(lib.optind.value) - (at + 1)
+
+    def finish(self) -> bytes:
+        """Run the extension's final check and return its bytes, header included."""
+        self._call(self.extension._check.value, self.extension.address)  # noqa: SLF001
+        size = int.from_bytes(ct.string_at(self._data, 2), "little" if _LITTLE else "big")
+        return ct.string_at(self._data, size)
+
+
+_LITTLE = bytes(ct.c_uint16(1))[0] == 1
+
+
+def _options(raw: Any) -> list[Option]:
+    found: list[Option] = []
+    if raw.x6_options:
+        index = 0
+        while raw.x6_options[index].name:
+            entry = raw.x6_options[index]
+            # XTTYPE_NONE is 0: every other type takes a value
+            found.append(Option(entry.name.decode(), entry.id, int(entry.type != 0)))
+            index += 1
+    elif raw.extra_opts:
+        index = 0
+        while raw.extra_opts[index].name:
+            entry = raw.extra_opts[index]
+            found.append(Option(entry.name.decode(), entry.val, entry.has_arg))
+            index += 1
+    return found
+
+
+# --- finding ---------------------------------------------------------------------------------
+
+#: Shared objects by their real path, and the families under which their targets were registered.
+_loaded: dict[str, set[int]] = {}
+_copies: list[Any] = []
+
+
+def _shared_object(name: str, family: int) -> str | None:
+    for directory in extension_dirs():
+        for prefix in (_FAMILY_PREFIX[family], "libxt_"):
+            path = f"{directory}/{prefix}{name}.so"
+            if Path(path).exists():
+                return path
+    return None
+
+
+def _load_again(path: str, family: int) -> None:
+    """Register the targets of ``path`` for a second family in one process.
+
+    A shared object registers itself once, when it is loaded, and libxtables then keeps only the
+    targets of the family that was set. Loading a copy of the file runs its constructor again;
+    an anonymous file (memfd) is a copy that no one can get at.
+    """
+    fd = os.memfd_create("nfctl-extension", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, Path(path).read_bytes())
+        _copies.append(ct.CDLL(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
+    _loaded[path].add(family)
+
+
+@cache
+def find(kind: str, name: str, layout: Layout) -> Extension | None:
+    """Return the match or target extension ``name`` in the revision this kernel has, or None.
+
+    None means that no shared object of that name is installed; Unsupported (exit 3) is raised
+    where there is one but the kernel has no such match or target.
+    """
+    if not name or "/" in name or "\0" in name or len(name.encode()) > MAX_NAME:
+        return None
+    lookup = name
+    if kind == "match" and name in _ICMPV6_NAMES:
+        lookup = "icmp6"
+    path = _shared_object(lookup, layout.family)
+    if path is None:
+        return None
+    lib = libraries()
+    lib.set_nfproto(layout.nfproto)
+    real = str(Path(path).resolve())
+    families = _loaded.setdefault(real, set())
+    if not families:
+        families.add(layout.family)
+    elif kind == "target" and layout.family not in families:
+        _load_again(real, layout.family)
+    if kind == "match":
+        address = lib.find_match(name.encode(), _TRY_LOAD, None)
+    else:
+        address = lib.find_target(name.encode(), _TRY_LOAD)
+    if not address:
+        # By custom matches are in lower case and targets in upper case: libxt_tcp.so is found for
+        # a target tcp too, but it holds none.
+        if name.isupper() != (kind == "target"):
+            return None
+        msg = f"this kernel has no {kind} `{name}'"
+        raise Unsupported(msg, hint="nfctl doctor names the kernel option that is missing")
+    return Extension(kind, address, layout)
+
+
+@cache
+def find_revision(kind: str, name: str, revision: int, layout: Layout) -> Extension | None:
+    """Return the extension in exactly ``revision``, as the kernel holds it; None if unknown."""
+    first = find(kind, name, layout)
+    if first is None or first.revision == revision:
+        return first
+    lib = libraries()
+    lib.set_nfproto(layout.nfproto)
+    seek = lib.find_match_revision if kind == "match" else lib.find_target_revision
+    address = seek(name.encode(), _TRY_LOAD, first.address, revision)
+    return Extension(kind, address, layout) if address else None
+
+
+def match(name: str, layout: Layout) -> Extension:
+    """Return the match extension ``name``; BadInput where none is installed."""
+    if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
+        msg = f'Invalid match name "{name}" ({MAX_NAME} chars max)'
+        raise BadInput(msg)
+    found = find("match", name, layout)
+    if found is None:
+        msg = f"Couldn't load match `{name}': there is no extension of that name"
+        raise BadInput(msg, hint=similar(name, layout))
+    return found
+
+
+def similar(name: str, layout: Layout) -> str:
+    """Return a hint that names the installed extensions spelled nearly like ``name``, or ""."""
+    import difflib
+
+    close = difflib.get_close_matches(name, installed(layout.family), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+@cache
+def installed(family: int) -> tuple[str, ...]:
+    """Return the names of all extensions installed for a family, sorted; loads none of them."""
+    names = set()
+    for directory in extension_dirs():
+        if not Path(directory).is_dir():
+            continue
+        for path in os.listdir(directory):
+            for prefix in (_FAMILY_PREFIX[family], "libxt_"):
+                if path.startswith(prefix) and path.endswith(".so"):
+                    names.add(path[len(prefix) : -3])
+    return tuple(sorted(names - {"standard"}))

@@ -1,0 +1,266 @@
+"""A file of iptables-save text, read: sections of a table each, and in them what is to be done.
+
+Everything iptables-restore(8) reads is read: ``*table``, ``:CHAIN POLICY [packets:bytes]``,
+rules with and without counters, every command of iptables(8) that may stand in a line
+(-A -I -D -R -N -X -F -Z -P -E -C, long or short, first or not), lines marked ``-4`` or ``-6``,
+comments, ``COMMIT``. What is wrong is said with file, line and column.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from nfctl.errors import BadInput, Where
+from nfctl.ruleset.names import MAX_NAME, POLICIES, check_table
+from nfctl.ruleset.words import Word, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Pair = tuple[int, int]
+
+
+class Append(NamedTuple):
+    """``-A CHAIN SPEC``: nearly every line of nearly every file."""
+
+    chain: str
+    spec: str  # the text after the chain
+    counters: Pair | None  # (packets, bytes)
+    line: int
+    column: int  # where spec begins
+    words: tuple[Word, ...] | None = None  # instead of spec, where the line is not in that form
+
+
+class Command(NamedTuple):
+    """Any other line. ``verb`` is the command's letter, ``:`` for the declaration of a chain."""
+
+    verb: str
+    chain: str  # "" for all chains
+    line: int
+    column: int
+    number: int | None = None  # a rule's number, from 1
+    argument: str = ""  # a policy ("-" for none), or a new name
+    counters: Pair | None = None
+    words: tuple[Word, ...] = ()  # a rule's specification
+
+
+class Section(NamedTuple):
+    """One table's part of a file, from ``*table`` to ``COMMIT``."""
+
+    table: str
+    line: int
+    items: list[Append | Command]
+
+
+class Script(NamedTuple):
+    """A whole file."""
+
+    source: str  # the file's name, for messages
+    sections: list[Section]
+
+
+_COMMANDS = {
+    "A": "append",
+    "I": "insert",
+    "D": "delete",
+    "R": "replace",
+    "N": "new-chain",
+    "X": "delete-chain",
+    "F": "flush",
+    "Z": "zero",
+    "P": "policy",
+    "E": "rename-chain",
+    "C": "check",
+}
+_VERBS = {f"-{letter}": letter for letter in _COMMANDS}
+_VERBS |= {f"--{name}": letter for letter, name in _COMMANDS.items()}
+_RULE = re.compile(r'(?:\[([0-9]+):([0-9]+)\] )?-A ([^\s"-][^\s"]*)(?: (.*))?', re.DOTALL)
+_COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\][ \t]*")
+_U64 = (1 << 64) - 1
+
+
+def parse(text: str, *, source: str = "<stdin>", family: int = 4, only: str | None = None) -> Script:
+    """Read iptables-save text.
+
+    ``only`` names the one table to keep (``-t``); the others are read over as iptables-restore
+    does. ``family`` decides about lines marked -4 or -6. Raises BadInput with the place.
+    """
+    return Script(source, list(_Reader(text, source, family, only).sections()))
+
+
+def decode(data: bytes, source: str) -> str:
+    """Return a file's bytes as text; BadInput with the place where it is no text."""
+    zero = data.find(b"\0")
+    if zero >= 0:
+        line = data.count(b"\n", 0, zero) + 1
+        column = zero - data.rfind(b"\n", 0, zero)
+        msg = "this is no text: there is a NUL byte"
+        raise BadInput(msg, where=Where(source, line, column))
+    return data.decode("utf-8", "surrogateescape")
+
+
+class _Reader:
+    def __init__(self, text: str, source: str, family: int, only: str | None) -> None:
+        self.lines = text.split("\n")
+        self.source = source
+        self.family = family
+        self.only = only
+        self.number = 0
+
+    def fail(self, message: str, column: int = 1, hint: str = "") -> NoReturn:
+        raise BadInput(message, hint=hint, where=Where(self.source, self.number, column))
+
+    def sections(self) -> Iterator[Section]:
+        section: Section | None = None
+        found = False
+        if self.lines and not self.lines[-1]:
+            self.lines.pop()
+        match_rule = _RULE.fullmatch
+        items: list[Append | Command] = []
+        for number, line in enumerate(self.lines, 1):
+            self.number = number
+            if section is not None:
+                rule = match_rule(line)
+                if rule is not None:
+                    packets, octets, chain, spec = rule.groups()
+                    # lines marked for one family, and blanks to skip, are not for the quick way
+                    if spec is None or not (
+                        spec[:1] in "\t " or " -4" in line or " -6" in line or "--ipv" in line
+                    ):
+                        counters = None if packets is None else (int(packets) & _U64, int(octets) & _U64)
+                        items.append(
+                            Append(chain, spec or "", counters, number, rule.start(4) + 1 if spec else 1)
+                        )
+                        continue
+            if not line or line[0] == "#":
+                continue
+            if line[-1] == "\r":
+                self.fail("the line ends with a carriage return", len(line), "convert the file: dos2unix")
+            if section is None:
+                if line[0] != "*":
+                    self.fail("this stands outside a table", 1, "a table begins with *NAME")
+                section = self._begin(line)
+                items = section.items
+                found = True
+            elif line.rstrip(" \t") == "COMMIT":
+                if self.only is None or section.table == self.only:
+                    yield section
+                section = None
+            elif line[0] == ":":
+                items.append(self._declaration(line))
+            elif line[0] == "*":
+                self.fail(f"table {section.table} has no COMMIT before this", 1)
+            else:
+                items.extend(self._command(line))
+        self.number = len(self.lines) + 1
+        if section is not None:
+            self.fail(f"COMMIT is missing: table {section.table} begins in line {section.line}")
+        if not found:
+            self.number = 0
+            self.fail("there is no table in this input", 0, "a table begins with *filter and ends with COMMIT")
+
+    def _begin(self, line: str) -> Section:
+        words = line[1:].split()
+        if not words:
+            self.fail("the name of a table must follow *", 2)
+        try:
+            check_table(words[0])
+        except BadInput as error:
+            raise error.at(Where(self.source, self.number, 2)) from None
+        return Section(words[0], self.number, [])
+
+    def _declaration(self, line: str) -> Command:
+        words = split(line[1:], source=self.source, number=self.number, column=2)
+        if not words:
+            self.fail("the name of a chain must follow :", 2)
+        name = words[0]
+        if len(name.text.encode("utf-8", "surrogateescape")) > MAX_NAME:
+            self.fail(f"Invalid chain name `{name.text}' ({MAX_NAME} chars max)", name.column)
+        if len(words) < 2:
+            self.fail(f"chain {name.text} has no policy", len(line) + 1, "ACCEPT, DROP, or - for a chain of yours")
+        policy = words[1].text
+        if policy not in (*POLICIES, "-"):
+            self.fail(f"a policy is ACCEPT or DROP (- for a chain of yours), not {policy!r}", words[1].column)
+        counters = None
+        if len(words) > 2:
+            found = _COUNTERS.fullmatch(words[2].text)
+            if found is None:
+                self.fail(f"invalid policy counters for chain '{name.text}'", words[2].column, "[packets:bytes]")
+            counters = (int(found[1]) & _U64, int(found[2]) & _U64)
+        return Command(":", name.text, self.number, name.column, argument=policy, counters=counters)
+
+    # --- a line with a command ----------------------------------------------------------------
+
+    def _command(self, line: str) -> list[Append | Command]:
+        column, counters = 1, None
+        if line[0] == "[":
+            found = _COUNTERS.match(line)
+            if found is None:
+                self.fail("the counters before a rule are not [packets:bytes]")
+            counters = (int(found[1]) & _U64, int(found[2]) & _U64)
+            column += found.end()
+        words = split(line[column - 1 :], source=self.source, number=self.number, column=column)
+        words, ours = self._family(words)
+        if not ours:
+            return []
+        at = next((i for i, word in enumerate(words) if word.text in _VERBS or _attached(word.text)), None)
+        if at is None:
+            self.fail("there is no command in this line", column, "a rule begins with -A CHAIN")
+        verb = words[at]
+        attached = _attached(verb.text)
+        letter = attached[0] if attached else _VERBS[verb.text]
+        rest = list(words[at + 1 :])
+        if attached:
+            rest.insert(0, Word(attached[1], verb.column + 2))
+        return [self._made(letter, verb.column, words[:at], rest, counters)]
+
+    def _family(self, words: list[Word]) -> tuple[list[Word], bool]:
+        kept: list[Word] = []
+        for word in words:
+            if word.text in {"-4", "--ipv4", "-6", "--ipv6"}:
+                if word.text.endswith(str(self.family)):
+                    continue
+                return [], False
+            kept.append(word)
+        return kept, True
+
+    def _made(
+        self, letter: str, column: int, before: list[Word], rest: list[Word], counters: Pair | None
+    ) -> Append | Command:
+        def operand(what: str) -> Word:
+            if not rest or rest[0].text[:1] in {"-", "!"}:
+                at = rest[0].column if rest else len(self.lines[self.number - 1]) + 1
+                self.fail(f"-{letter} needs {what}", at)
+            return rest.pop(0)
+
+        def rule_number(word: Word) -> int:
+            if not word.text.isdecimal() or not 0 < int(word.text) < 1 << 31:
+                self.fail(f"Invalid rule number `{word.text}'", word.column)
+            return int(word.text)
+
+        chain = ""
+        if letter not in "FXZ" or (rest and rest[0].text[:1] != "-"):
+            chain = operand("a chain").text
+        number: int | None = None
+        argument = ""
+        if letter in "PE":
+            argument = operand("a policy" if letter == "P" else "a new name").text
+        elif letter == "R":
+            number = rule_number(operand("a rule number"))
+        elif letter in "IDZ" and rest and rest[0].text[:1] not in {"-", "!"}:
+            number = rule_number(rest.pop(0))
+        words = (*before, *rest)
+        if letter == "A":
+            return Append(chain, "", counters, self.number, column, words)
+        takes_rule = letter in "IRC" or (letter == "D" and number is None)
+        if words and not takes_rule:
+            self.fail(f"-{letter} takes nothing more", words[0].column)
+        return Command(letter, chain, self.number, column, number, argument, counters, words)
+
+
+def _attached(text: str) -> tuple[str, str] | None:
+    """Split ``-AINPUT`` as getopt does; None if the word is not of that form."""
+    if len(text) > 2 and text[0] == "-" and text[1] in _COMMANDS:
+        return text[1], text[2:]
+    return None
