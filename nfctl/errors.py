@@ -40,6 +40,8 @@ class NfctlError(Exception):
         self.message = message
         self.hint = hint
         self.where = where
+        #: The line the error is about and a caret under the column, where there is a line.
+        self.excerpt = ""
 
     def __str__(self) -> str:
         """One line: the place, the message and the hint."""

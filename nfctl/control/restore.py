@@ -238,8 +238,11 @@ class _Loader:
         for chain in draft.user_chains:
             kernel.create_chain(chain)
         edit.user_chains = set(draft.user_chains)
-        for chain, (policy, counts) in draft.policies.items():
-            kernel.set_policy(chain, policy, counts)
+        for chain in self.builtin:
+            now = kernel.policy(chain)
+            if now is not None:
+                policy, counts = draft.policies.get(chain, (now.verdict, (0, 0)))
+                edit.set_policy(chain, policy, counts)
         append, family = kernel.append, kernel.family
         for chain, entries in draft.rules.items():
             name = chain.encode("utf-8", "surrogateescape")

@@ -101,6 +101,7 @@ class Transaction:
 
     def _commit_one(self, table: TableEdit, done: list[TableEdit], before: list[Snapshot]) -> None:
         try:
+            table.keep_policy_counters()
             table.kernel.commit()
         except NfctlError as error:
             explained = _explained(table, error)
@@ -193,7 +194,7 @@ class TableEdit:
         self.edited = False
         builtin = BUILTIN_CHAINS[kernel.name]
         self.user_chains = {chain for chain in kernel.chains() if chain not in builtin}
-        self._changed_chains: set[str] = set()
+        self._policies_set: set[str] = set()
         self._origins: dict[tuple[str, bytes], Where] = {}
         #: Where rule N of a chain came from, asked when the kernel refuses it.
         self.locate: Callable[[str, int], Where | None] = self._locate
@@ -203,7 +204,7 @@ class TableEdit:
         self.kernel.close()
         self.kernel = Table(self.family, self.name)
         self.edited = False
-        self._changed_chains.clear()
+        self._policies_set.clear()
         self._origins.clear()
         self.locate = self._locate
 
@@ -212,6 +213,19 @@ class TableEdit:
             if position == number:
                 return self._origins.get((chain, self.decoder.canonical(parts)))
         return None
+
+    def keep_policy_counters(self) -> None:
+        """Have the commit keep the counters of policies that nobody set.
+
+        libiptc would begin them at zero with every commit (it maps them as zeroed), so the
+        iptables command resets them with each rule it adds.
+        """
+        for chain in BUILTIN_CHAINS[self.name]:
+            if chain not in self._policies_set:
+                policy = self.kernel.policy(chain)
+                if policy is not None and (policy.packets or policy.octets):
+                    counters = (policy.packets, policy.octets)
+                    self.kernel.set_policy(chain, policy.verdict, counters)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -295,7 +309,7 @@ class TableEdit:
         for entry in encoded.rules:
             self.kernel.append(name, self._counted(entry, encoded.counters or counters))
             self._remember(chain, entry, where)
-        self._touch(chain)
+        self.edited = True
         return len(encoded.rules)
 
     def insert(
@@ -313,7 +327,7 @@ class TableEdit:
         for entry in encoded.rules:
             self.kernel.insert(chain, self._counted(entry, encoded.counters or counters), number)
             self._remember(chain, entry, where)
-        self._touch(chain)
+        self.edited = True
         return len(encoded.rules)
 
     def replace(
@@ -331,7 +345,7 @@ class TableEdit:
         self._number(chain, number)
         self.kernel.replace(chain, self._counted(encoded.rules[0], encoded.counters), number)
         self._remember(chain, encoded.rules[0], where)
-        self._touch(chain)
+        self.edited = True
 
     def delete(self, chain: str, rule: int | str | Sequence[str] | Sequence[Word]) -> int:
         """Delete a rule by number, or the first that is this specification; return how many.
@@ -341,7 +355,7 @@ class TableEdit:
         if isinstance(rule, int):
             self._number(chain, rule)
             self.kernel.delete(chain, rule)
-            self._touch(chain)
+            self.edited = True
             return 1
         numbers = []
         for entry in self._encode(chain, rule).rules:
@@ -360,7 +374,7 @@ class TableEdit:
             numbers.append(found)
         for number in sorted(numbers, reverse=True):
             self.kernel.delete(chain, number)
-        self._touch(chain)
+        self.edited = True
         return len(numbers)
 
     def zero(self, chain: str | None = None, number: int | None = None) -> None:
@@ -369,8 +383,10 @@ class TableEdit:
             self._number(chain, number)
             self.kernel.zero_rule(chain, number)
         else:
-            for name in [self.chain(chain)] if chain else self.chains():
+            names = [self.chain(chain)] if chain else self.chains()
+            for name in names:
                 self.kernel.zero(name)
+            self._policies_set.update(names)
         self.edited = True
 
     def _counted(self, entry: bytes, counters: tuple[int, int] | None) -> bytes:
@@ -381,10 +397,6 @@ class TableEdit:
     def _remember(self, chain: str, entry: bytes, where: Where | None) -> None:
         if where is not None:
             self._origins[chain, entry] = where
-
-    def _touch(self, chain: str) -> None:
-        self._changed_chains.add(chain)
-        self.edited = True
 
     def _number(self, chain: str, number: int, *, insert: bool = False) -> None:
         rules = self.length(chain)
@@ -451,10 +463,13 @@ class TableEdit:
         """Delete all rules of a chain, or of all chains."""
         for chain in [self.chain(name)] if name else self.chains():
             self.kernel.flush(chain)
-            self._touch(chain)
+            self.edited = True
 
     def set_policy(self, chain: str, policy: str, counters: tuple[int, int] | None = None) -> None:
-        """Set a built-in chain's policy: ACCEPT or DROP (in nat, ACCEPT only)."""
+        """Set a built-in chain's policy: ACCEPT or DROP (in nat, ACCEPT only).
+
+        Its counters become ``counters``; None begins at zero, as iptables -P does.
+        """
         check_policy(policy)
         if not self.kernel.is_builtin(self.chain(chain)):
             msg = f"chain {chain} is user-defined; only built-in chains have a policy"
@@ -463,6 +478,7 @@ class TableEdit:
             msg = 'The "nat" table is not intended for filtering, the use of DROP is inhibited.'
             raise BadInput(msg, hint="drop in table filter or raw")
         self.kernel.set_policy(chain, policy, counters)
+        self._policies_set.add(chain)
         self.edited = True
 
     def _user_chain(self, name: str, verb: str) -> None:

@@ -16,29 +16,32 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nfctl.errors import NfctlError, NotPermitted, Unsupported
+from nfctl.kernel.layout import OFFSETS, layout
+from nfctl.kernel.netns import CLONE_NEWNET
+from nfctl.kernel.table import active_tables
+from nfctl.traversal import Hook, priority
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-Family = Literal[4, 6]
+    from nfctl.traversal import Family
+
 Verdict = Literal["accept", "drop"]
 
-NET = Path("/proc/thread-self/net")
-
-_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_HOOKS = tuple(Hook)
+_BUILTIN = frozenset(hook.value for hook in Hook)
+_LEVELS: dict[Family, int] = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
+_FAMILY_NAMES: dict[Family, str] = {4: "ip", 6: "ip6"}
 _SO_GET_INFO = 64
 _SO_GET_ENTRIES = 65
-_CLONE_NEWNET = 0x40000000
 
 # struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size.
 _INFO = struct.Struct("=32s13I")
 # struct ipt_get_entries without its entries: name, size, and padding to the entries' eight.
 _GET = struct.Struct("=32sI4x")
-_OFFSETS = struct.Struct("=HH")
 _VERDICT = struct.Struct("=i")
 _NF_DROP = -1  # a verdict is kept as -NF_x - 1
 _TARGET_NAME = 2
@@ -86,60 +89,29 @@ class HeldTable:
             self.backend == "nft"
             and self.family in ("ip", "ip6")
             and self.name in ("raw", "mangle", "nat", "filter", "security")
-            and all(chain.name in _HOOKS for chain in self.base)
+            and all(chain.name in _BUILTIN for chain in self.base)
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What differs between struct ipt_entry and struct ip6t_entry."""
+def legacy_tables(family: Family) -> tuple[HeldTable, ...]:
+    """Read the counts of every legacy table that is active in this network namespace.
 
-    domain: int
-    level: int
-    names: str
-    family: str
-    offsets: int  # where target_offset and next_offset stand
-
-
-_LAYOUTS: dict[Family, _Layout] = {
-    4: _Layout(socket.AF_INET, socket.IPPROTO_IP, "ip_tables_names", "ip", 88),
-    6: _Layout(socket.AF_INET6, socket.IPPROTO_IPV6, "ip6_tables_names", "ip6", 140),
-}
-
-
-def active_tables(family: Family, *, net: Path = NET) -> tuple[str, ...]:
-    """Return the legacy tables that are registered in this network namespace.
-
-    Raises NotPermitted when the list may not be read (it belongs to root).
+    Raises NotPermitted when that may not be known.
     """
-    place = net / _LAYOUTS[family].names
-    try:
-        return tuple(place.read_text().split())
-    except PermissionError:
-        message = f"{place} may only be read by root"
-        raise NotPermitted(message) from None
-    except OSError:
-        return ()  # ip_tables itself is not there, so nothing is registered
-
-
-def legacy_tables(family: Family, *, net: Path = NET) -> tuple[HeldTable, ...]:
-    """Read the counts of every active legacy table of a family."""
-    return tuple(read_legacy(family, name) for name in active_tables(family, net=net))
+    return tuple(read_legacy(family, name) for name in active_tables(family))
 
 
 def read_legacy(family: Family, name: str) -> HeldTable:
     """Read one legacy table's counts; the kernel registers it if it was not active."""
-    layout = _LAYOUTS[family]
+    place = layout(family)
     try:
-        with socket.socket(layout.domain, socket.SOCK_DGRAM) as sock:
+        with socket.socket(place.address_family, socket.SOCK_DGRAM) as sock:
             for _ in range(8):
-                info = _getsockopt(sock, layout, _SO_GET_INFO, _info_request(name), _INFO.size)
+                info = _getsockopt(sock, family, _SO_GET_INFO, _info_request(name), _INFO.size)
                 size = _INFO.unpack(info)[-1]
                 request = _GET.pack(name.encode(), size)
                 try:
-                    blob = _getsockopt(
-                        sock, layout, _SO_GET_ENTRIES, request, _GET.size + size
-                    )
+                    blob = _getsockopt(sock, family, _SO_GET_ENTRIES, request, _GET.size + size)
                 except BlockingIOError:
                     continue  # the table was replaced between the two questions
                 return count_entries(family, name, info, blob[_GET.size :])
@@ -160,7 +132,7 @@ def count_entries(family: Family, name: str, info: bytes, entries: bytes) -> Hel
     policy. A user-defined chain opens with an entry whose target is ERROR and names it, and
     closes with a RETURN that iptables never shows. An ERROR entry ends the table.
     """
-    layout = _LAYOUTS[family]
+    place = layout(family)
     numbers = _INFO.unpack(info)[1:]
     valid, starts, ends = numbers[0], numbers[1:6], numbers[6:11]
     hooks = [number for number in range(5) if valid >> number & 1]
@@ -171,7 +143,7 @@ def count_entries(family: Family, name: str, info: bytes, entries: bytes) -> Hel
     current = ""
     offset, size = 0, len(entries)
     while offset < size:
-        to_target, to_next = _OFFSETS.unpack_from(entries, offset + layout.offsets)
+        to_target, to_next = OFFSETS.unpack_from(entries, offset + place.offsets_at)
         target = offset + to_target
         if entries.startswith(_ERROR, target + _TARGET_NAME):
             if offset + to_next < size:
@@ -180,26 +152,20 @@ def count_entries(family: Family, name: str, info: bytes, entries: bytes) -> Hel
                 chains[current] = -1  # its closing RETURN brings it to 0
         else:
             if offset in heads:
-                current = _HOOKS[heads[offset]]
+                current = _HOOKS[heads[offset]].value
                 chains[current] = 0
             if offset in policies:
                 number = policies[offset]
                 code = _VERDICT.unpack_from(entries, target + _TARGET_DATA)[0]
                 policy: Verdict = "drop" if code == _NF_DROP else "accept"
-                base.append(BaseChain(current, number, legacy_priority(name, number), policy))
+                where = priority(name, _HOOKS[number])
+                base.append(BaseChain(current, number, where, policy))
             else:
                 chains[current] += 1
         if to_next == 0:
             break  # never from a kernel; a loop without end is worse than a short count
         offset += to_next
-    return HeldTable("legacy", layout.family, name, chains, tuple(base))
-
-
-def legacy_priority(table: str, hook: int) -> int:
-    """Return the priority of a legacy table in a hook, by the numbers of the kernel."""
-    from nfctl.traversal import Hook, priority
-
-    return priority(table, tuple(Hook)[hook])
+    return HeldTable("legacy", _FAMILY_NAMES[family], name, chains, tuple(base))
 
 
 def probe_tables(family: Family, names: Iterable[str]) -> dict[str, bool] | None:
@@ -214,13 +180,13 @@ def probe_tables(family: Family, names: Iterable[str]) -> dict[str, bool] | None
     if child == 0:
         answer = b"!"
         try:
-            if ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0:
+            if ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0:
                 answer = bytes(ord("y" if _opens(family, name) else "n") for name in wanted)
         finally:
             os.write(writer, answer)
             os._exit(0)
     os.close(writer)
-    with open(reader, "rb") as stream:
+    with os.fdopen(reader, "rb") as stream:
         answer = stream.read()
     os.waitpid(child, 0)
     if len(answer) != len(wanted) or answer == b"!":
@@ -229,10 +195,10 @@ def probe_tables(family: Family, names: Iterable[str]) -> dict[str, bool] | None
 
 
 def _opens(family: Family, name: str) -> bool:
-    layout = _LAYOUTS[family]
+    place = layout(family)
     try:
-        with socket.socket(layout.domain, socket.SOCK_DGRAM) as sock:
-            _getsockopt(sock, layout, _SO_GET_INFO, _info_request(name), _INFO.size)
+        with socket.socket(place.address_family, socket.SOCK_DGRAM) as sock:
+            _getsockopt(sock, family, _SO_GET_INFO, _info_request(name), _INFO.size)
     except OSError:
         return False
     return True
@@ -243,13 +209,13 @@ def _info_request(name: str) -> bytes:
 
 
 def _getsockopt(
-    sock: socket.socket, layout: _Layout, option: int, request: bytes, size: int
+    sock: socket.socket, family: Family, option: int, request: bytes, size: int
 ) -> bytes:
     """Call getsockopt(2) with a filled buffer, which Python's own wrapper cannot do."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(request, size)
     length = ctypes.c_uint32(size)
-    if libc.getsockopt(sock.fileno(), layout.level, option, buffer, ctypes.byref(length)) < 0:
+    if libc.getsockopt(sock.fileno(), _LEVELS[family], option, buffer, ctypes.byref(length)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, errno.errorcode.get(code, "") + ": " + os.strerror(code))
     return buffer.raw

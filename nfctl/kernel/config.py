@@ -46,21 +46,24 @@ class KernelConfig:
     """The options of one kernel, and where they were read.
 
     ``options`` is None when no configuration could be read; ``modules`` then says for each
-    module that kmod lists whether it is built in or loadable. ``broken`` is set when options
-    are modules and the module directory of the running release is gone, as after a package
-    upgrade without a reboot: nothing new can be loaded until the machine restarts.
+    module that kmod lists whether it is built in or loadable.
     """
 
     release: str
     source: str
     options: Mapping[str, str] | None = None
     modules: Mapping[str, Built] = field(default_factory=dict)
-    broken: bool = False
 
     def built(self, option: str, module: str = "") -> Built:
-        """Tell how the kernel has an option (without ``CONFIG_``), or the option's module."""
+        """Tell how the kernel has an option (without ``CONFIG_``), or the option's module.
+
+        An option that is a module whose file is not among the installed ones is not there:
+        distributions put rarely used modules into packages of their own.
+        """
         if self.options is not None:
             value = self.options.get(option, "n")
+            if value == "m" and module and self.modules and module not in self.modules:
+                return Built.NO
             return {"y": Built.BUILTIN, "m": Built.MODULE}.get(value, Built.NO)
         if not module or not self.modules:
             return Built.UNKNOWN
@@ -84,14 +87,7 @@ def read_config(
     for place in places:
         text = _text(place)
         if text:
-            options = parse_options(text)
-            return KernelConfig(
-                release=release,
-                source=str(place),
-                options=options,
-                modules=listed,
-                broken=not listed and options.get("NETFILTER_XTABLES") == "m",
-            )
+            return KernelConfig(release, str(place), parse_options(text), listed)
     if listed:
         return KernelConfig(release, str(directory / "modules.builtin"), None, listed)
     return KernelConfig(release, "")
@@ -99,9 +95,7 @@ def read_config(
 
 def parse_options(text: str) -> dict[str, str]:
     """Parse a kernel configuration: option (without ``CONFIG_``) to ``y``, ``m``, ``n``, ..."""
-    return {
-        match[1] or match[3]: match[2] if match[1] else "n" for match in _OPTION.finditer(text)
-    }
+    return {match[1] or match[3]: match[2] if match[1] else "n" for match in _OPTION.finditer(text)}
 
 
 def loaded_modules(proc: Path = PROC) -> frozenset[str] | None:

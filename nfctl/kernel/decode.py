@@ -56,7 +56,7 @@ class Decoder:
         self._matches: dict[tuple[int, bytes], str] = {}
         self._targets: dict[tuple[int, bytes], str] = {}
         self._canonical: dict[bytes, bytes] = {}
-        self._same: dict[bytes, extensions.Extension | None] = {}
+        self._heads: dict[bytes, tuple[bytes, int]] = {}
 
     # --- canonical bytes ----------------------------------------------------------------------
 
@@ -89,14 +89,19 @@ class Decoder:
         return known
 
     def _canonical_one(self, kind: str, data: bytes) -> bytes:
-        head = data[:_HEADER]
-        if head in self._same:
-            extension = self._same[head]
-        else:
+        known = self._heads.get(data[:_HEADER])
+        if known is None:
             name, revision = _name(data)
             extension = extensions.find_revision(kind, name, revision, self.layout)
-            self._same[head] = extension
-        return data if extension is None else extension.canonical(data)
+            # The kernel copies a name to us only up to its NUL: what stands behind it is
+            # whatever was in the buffer.
+            head = EXTENSION_HEADER.pack(len(data), name.encode(), revision)
+            end = _HEADER + extension.user_size if extension else len(data)
+            known = self._heads[data[:_HEADER]] = (head, end)
+        head, end = known
+        if end >= len(data):
+            return head + data[_HEADER:]
+        return (head + data[_HEADER:end]).ljust(len(data), b"\0")
 
     # --- text ---------------------------------------------------------------------------------
 

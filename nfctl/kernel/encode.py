@@ -33,12 +33,13 @@ from nfctl.kernel.layout import (
     protocol_name,
     standard_target,
 )
+from nfctl.kernel.libraries import libraries
 from nfctl.ruleset.fields import addresses, c_integer, interface, protocol_number
 from nfctl.ruleset.names import BUILTIN_CHAINS, MAX_NAME, VERDICTS
 from nfctl.ruleset.words import Word, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Container
 
 #: iptables' own options: long names and what short letter they stand for.
 LONG_OPTIONS = {
@@ -712,7 +713,18 @@ _OWN_OPTIONS = {
 }
 
 
-def describe_extension(kind: str, name: str, family: int) -> Callable[[], None] | None:
-    """Return a function that prints an extension's help to C's standard output, if there is one."""
-    found: Extension | None = extensions.find(kind, name, layout(family))
-    return found.print_help if found else None
+def print_help(words: list[str], family: int) -> bool:
+    """Let the extensions named in a rule print their help to C's standard output.
+
+    Return whether there was any.
+    """
+    found = False
+    kinds = {"-m": "match", "--match": "match", "-p": "match", "-j": "target", "--jump": "target"}
+    for option, name in zip(words, words[1:], strict=False):
+        if option in kinds:
+            extension = extensions.find(kinds[option], name, layout(family))
+            if extension is not None:
+                extension.print_help()
+                found = True
+    libraries().libc.fflush(None)
+    return found

@@ -1,0 +1,118 @@
+"""What the shell completes: tables, chains, extensions, targets, interfaces, namespaces."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nfctl.errors import NfctlError
+from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES, VERDICTS
+
+_CHAIN_COMMANDS = ("-j", "--jump", "-g", "--goto")
+_HEADER_OPTIONS = ("-p", "-s", "-d", "-i", "-o", "-m", "-j", "-g")
+_PROTOCOLS = ("tcp", "udp", "icmp", "ipv6-icmp", "sctp", "udplite", "esp", "ah", "all")
+
+
+def tables(incomplete: str) -> list[str]:
+    """Complete a table's name."""
+    return _beginning(TABLES, incomplete)
+
+
+def namespaces(incomplete: str) -> list[str]:
+    """Complete a network namespace's name."""
+    from nfctl.kernel.netns import names_list
+
+    return _beginning(names_list(), incomplete)
+
+
+def chains(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Complete a chain's name in the table given by -t."""
+    return _beginning(_chain_names(ctx, args), incomplete)
+
+
+def user_chains(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Complete a user-defined chain's name."""
+    builtin = BUILTIN_CHAINS.get(_table(ctx, args), ())
+    return _beginning([n for n in _chain_names(ctx, args) if n not in builtin], incomplete)
+
+
+def rule(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Complete the next word of a rule specification."""
+    words = list(ctx.params.get("spec") or [])
+    before = args[-1] if args else (words[-1] if words else "")
+    family = 6 if ctx.params.get("ipv6") else 4
+    if before in {"-m", "--match"}:
+        from nfctl.kernel.extensions import installed
+
+        return _beginning([n for n in installed(family) if not n.isupper()], incomplete)
+    if before in _CHAIN_COMMANDS:
+        from nfctl.kernel.extensions import installed
+
+        builtin = BUILTIN_CHAINS.get(_table(ctx, args), ())
+        own = [name for name in _chain_names(ctx, args) if name not in builtin]
+        targets = [name for name in installed(family) if name.isupper()]
+        return _beginning([*own, *VERDICTS, *targets], incomplete)
+    if before in {"-i", "-o", "--in-interface", "--out-interface"}:
+        return _beginning(_interfaces(), incomplete)
+    if before in {"-p", "--protocol"}:
+        return _beginning(_PROTOCOLS, incomplete)
+    if incomplete.startswith("--"):
+        return _beginning(_extension_options([*words, *args], family), incomplete)
+    return _beginning(_HEADER_OPTIONS, incomplete)
+
+
+def policies(incomplete: str) -> list[str]:
+    """Complete a policy."""
+    return _beginning(("ACCEPT", "DROP"), incomplete)
+
+
+def _beginning(names: Any, incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _table(ctx: Any, args: list[str]) -> str:
+    for option, value in zip(args, args[1:], strict=False):
+        if option in {"-t", "--table"}:
+            return value
+    return str(ctx.params.get("table") or "filter")
+
+
+def _chain_names(ctx: Any, args: list[str]) -> list[str]:
+    table = _table(ctx, args)
+    family = 6 if ctx.params.get("ipv6") else 4
+    try:
+        from nfctl.kernel import netns
+        from nfctl.kernel.table import Table, active_tables
+
+        with netns.entered(ctx.params.get("netns")):
+            if table in active_tables(family):
+                with Table(family, table) as kernel:
+                    return kernel.chains()
+    except (NfctlError, OSError):
+        pass  # without root there are still the built-in ones
+    return list(BUILTIN_CHAINS.get(table, ()))
+
+
+def _interfaces() -> list[str]:
+    try:
+        return sorted(os.listdir("/sys/class/net"))
+    except OSError:
+        return []
+
+
+def _extension_options(words: list[str], family: int) -> list[str]:
+    from nfctl.kernel.extensions import find
+    from nfctl.kernel.layout import layout
+
+    names = ["--source", "--destination", "--in-interface", "--out-interface", "--protocol",
+             "--match", "--jump", "--goto", "--fragment"]  # fmt: skip
+    for option, value in zip(words, words[1:], strict=False):
+        kind = {"-m": "match", "--match": "match", "-p": "match", "-j": "target", "--jump": "target"}
+        if option in kind:
+            try:
+                extension = find(kind[option], value, layout(family))
+            except NfctlError:
+                continue
+            if extension is not None:
+                names += [f"--{name}" for name in extension.options]
+    return names
