@@ -144,7 +144,7 @@ pip() {
 
 # install_nfctl EXTRAS: EXTRAS is "" or "dev". What a test installed stays for later runs.
 install_nfctl() {
-    local extras=$1 state
+    local extras=$1 state wheel
     [ -x "$PYTHON" ] || fail 3 "$PYTHON is missing"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail 3 "nfctl needs Python 3.11 or newer (Debian 12 or 13); $PYTHON is older"
@@ -172,8 +172,10 @@ install_nfctl() {
     quietly pip wheel --no-deps --wheel-dir "$WORK/wheel" "$ROOT"
     rm --force -- "$STAMP"
     quietly pip uninstall --yes nfctl
-    quietly pip install "$(echo "$WORK"/wheel/nfctl-*.whl)${extras:+[$extras]}"
-    modules_load || fail 1 "installed, but the modules above do not load"
+    wheel=("$WORK"/wheel/nfctl-*.whl)
+    # --use-pep517: the older pip of Debian 12 builds python-iptables as Debian 13's does.
+    quietly pip install --use-pep517 "${wheel[0]}${extras:+[$extras]}"
+    modules_load || fail 1 "installed, but not all of these can be loaded: $NEEDED_MODULES"
     printf '%s %s\n' "$state" "$extras" >"$STAMP"
     ln --symbolic --force --no-dereference "$VENV/bin/nfctl" "$LINK"
     exec 9>&-
@@ -228,7 +230,8 @@ as() {
 
 # What is tested is the installed nfctl, not the one in the current directory: Python keeps
 # the directory off sys.path (also for "python -m nfctl" started by a test), and pytest
-# appends it, for the tests' own modules, behind the installed packages.
+# appends it, for the tests' own modules, behind the installed packages. A test that hangs
+# for five minutes prints where.
 suite() {
     local user=$1
     shift
