@@ -24,9 +24,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nfctl.control.edit import TableEdit
     from nfctl.control.restore import Report, restore
     from nfctl.control.save import read, save
-    from nfctl.control.transaction import TableEdit
     from nfctl.control.transaction import Transaction as edit  # noqa: N813
     from nfctl.errors import NfctlError
     from nfctl.ruleset import Chain, Counters, Rule, Ruleset, Table
@@ -43,7 +43,7 @@ __all__ = [
 # Loaded at first use: importing nfctl must not load C libraries.
 _HOMES = {
     "edit": ("nfctl.control.transaction", "Transaction"),
-    "TableEdit": ("nfctl.control.transaction", "TableEdit"),
+    "TableEdit": ("nfctl.control.edit", "TableEdit"),
     "restore": ("nfctl.control.restore", "restore"),
     "Report": ("nfctl.control.restore", "Report"),
     "read": ("nfctl.control.save", "read"),

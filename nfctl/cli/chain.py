@@ -19,7 +19,7 @@ from nfctl.cli.common import (
     print_json,
     write,
 )
-from nfctl.cli.rule import Chain
+from nfctl.cli.rule import Chain  # noqa: TC001 - typer reads the annotation
 
 app = typer.Typer(
     help="Chains: list, create, delete, rename, flush, zero, policy.",

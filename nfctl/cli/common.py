@@ -19,7 +19,9 @@ Ipv4 = Annotated[bool, typer.Option("-4", "--ipv4", help="IPv4 (the default).", 
 Ipv6 = Annotated[bool, typer.Option("-6", "--ipv6", help="IPv6.", show_default=False)]
 TableOption = Annotated[
     str,
-    typer.Option("-t", "--table", metavar="TABLE", autocompletion=complete.tables, help="The table."),
+    typer.Option(
+        "-t", "--table", metavar="TABLE", autocompletion=complete.tables, help="The table."
+    ),
 ]
 Netns = Annotated[
     str | None,
@@ -30,7 +32,9 @@ Netns = Annotated[
 ]  # fmt: skip
 Wait = Annotated[
     float,
-    typer.Option("-w", "--wait", metavar="SECONDS", min=0, help="How long to wait for the xtables lock."),
+    typer.Option(
+        "-w", "--wait", metavar="SECONDS", min=0, help="How long to wait for the xtables lock."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.", show_default=False)]
 Resolve = Annotated[
@@ -70,10 +74,10 @@ def write(text: str) -> None:
         data = data[os.write(1, data) :]
 
 
-def run(action: Callable[[], object]) -> int:
+def run(action: Callable[[], int]) -> int:
     """Run a command; return the exit code. Errors go to standard error, never as a traceback."""
     try:
-        action()
+        code = action()
         sys.stdout.flush()
     except NfctlError as error:
         show(error)
@@ -89,7 +93,7 @@ def run(action: Callable[[], object]) -> int:
         name = f"{error.filename}: " if error.filename else ""
         print(f"nfctl: {name}{error.strerror or error}", file=sys.stderr)
         return 2
-    return 0
+    return code
 
 
 def show(error: NfctlError) -> None:

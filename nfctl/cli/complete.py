@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any
 
 from nfctl.errors import NfctlError
@@ -71,7 +72,7 @@ def _beginning(names: Any, incomplete: str) -> list[str]:
 
 
 def _table(ctx: Any, args: list[str]) -> str:
-    for option, value in zip(args, args[1:], strict=False):
+    for option, value in pairwise(args):
         if option in {"-t", "--table"}:
             return value
     return str(ctx.params.get("table") or "filter")
@@ -106,8 +107,14 @@ def _extension_options(words: list[str], family: int) -> list[str]:
 
     names = ["--source", "--destination", "--in-interface", "--out-interface", "--protocol",
              "--match", "--jump", "--goto", "--fragment"]  # fmt: skip
-    for option, value in zip(words, words[1:], strict=False):
-        kind = {"-m": "match", "--match": "match", "-p": "match", "-j": "target", "--jump": "target"}
+    for option, value in pairwise(words):
+        kind = {
+            "-m": "match",
+            "--match": "match",
+            "-p": "match",
+            "-j": "target",
+            "--jump": "target",
+        }
         if option in kind:
             try:
                 extension = find(kind[option], value, layout(family))

@@ -13,7 +13,14 @@ import textwrap
 from typing import Any
 
 _UNITS = "kMGTPE"
-_COLOURS = {"ACCEPT": "32", "DROP": "31", "REJECT": "31", "RETURN": "33", "LOG": "36", "NFLOG": "36"}
+_COLOURS = {
+    "ACCEPT": "32",
+    "DROP": "31",
+    "REJECT": "31",
+    "RETURN": "33",
+    "LOG": "36",
+    "NFLOG": "36",
+}
 _MINIMUM_REST = 24
 
 
@@ -78,7 +85,9 @@ def _rules(rules: list[dict[str, Any]], number: Any, paint: _Paint) -> str:
         if rule["fragment"] is not None:
             conditions.insert(0, "-f" if rule["fragment"] else "! -f")
         if target and target["options"]:
-            conditions.append(f"{paint('→', '2') if _unicode() else '->'} {join(target['options'])}")
+            conditions.append(
+                f"{paint('→', '2') if _unicode() else '->'} {join(target['options'])}"
+            )
         rows.append(
             [
                 str(rule["number"]),
@@ -93,7 +102,18 @@ def _rules(rules: list[dict[str, Any]], number: Any, paint: _Paint) -> str:
                 "  ".join(conditions),
             ]
         )
-    titles = ["#", "pkts", "bytes", "target", "prot", "in", "out", "source", "destination", "conditions"]
+    titles = [
+        "#",
+        "pkts",
+        "bytes",
+        "target",
+        "prot",
+        "in",
+        "out",
+        "source",
+        "destination",
+        "conditions",
+    ]
     return _columns(titles, rows, paint)
 
 
@@ -113,21 +133,19 @@ def _setting(setting: dict[str, Any] | None) -> str:
 
 def _columns(titles: list[str], rows: list[list[str]], paint: _Paint) -> str:
     """Lay out rows under titles: numbers to the right, empty columns left out, the last wrapped."""
-    shown = [
-        index
-        for index in range(len(titles))
-        if index < 4 or any(row[index] for row in rows)
-    ]
-    widths = {
-        index: max(len(titles[index]), max(len(row[index]) for row in rows)) for index in shown
-    }
+    shown = [index for index in range(len(titles)) if index < 4 or any(row[index] for row in rows)]
+    widths = {index: max(len(titles[index]), *(len(row[index]) for row in rows)) for index in shown}
     last = shown[-1]
     fixed = sum(widths[index] + 2 for index in shown if index != last) + 2
     room = max(paint.width - fixed, _MINIMUM_REST) if paint.width else 0
     lines = ["  " + "  ".join(_cell(titles[i], widths[i], i, last) for i in shown).rstrip()]
     lines[0] = paint(lines[0], "2")
     for row in rows:
-        rest = textwrap.wrap(row[last], room, break_long_words=True) if room and row[last] else [row[last]]
+        rest = (
+            textwrap.wrap(row[last], room, break_long_words=True)
+            if room and row[last]
+            else [row[last]]
+        )
         cells = []
         for index in shown:
             text = rest[0] if index == last else row[index]

@@ -197,7 +197,9 @@ def replace(
     if _helped(spec, family(ipv4, ipv6)):
         return
     with _transaction(ipv4, ipv6, wait, netns, resolve) as tables:
-        tables[table].replace(chain, _number(number, "nfctl rule replace CHAIN NUMBER RULE..."), spec)
+        tables[table].replace(
+            chain, _number(number, "nfctl rule replace CHAIN NUMBER RULE..."), spec
+        )
 
 
 @app.command(context_settings=VERBATIM)

@@ -19,7 +19,7 @@ def save(
                      show_default=False, help="Only this table; otherwise all that are in use."),
     ] = None,
     counters: Annotated[
-        bool, typer.Option("-c", "--counters", help="Counters before every rule.", show_default=False)
+        bool, typer.Option("-c", "--counters", help="Counters too.", show_default=False)
     ] = False,
     netns: Netns = None,
 ) -> None:  # fmt: skip

@@ -9,12 +9,13 @@ read at all, and then in a network namespace that is thrown away.
 from __future__ import annotations
 
 import stat
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfctl.control import holders, installed
 from nfctl.control.findings import Finding, Report, State
-from nfctl.errors import NfctlError, NotPermitted, Unsupported
+from nfctl.errors import NfctlError, Unsupported
 from nfctl.kernel.config import Built, KernelConfig, loaded_modules, read_config
 from nfctl.kernel.needs import NEEDS, Need, lacking_option, table_option
 from nfctl.traversal import FAMILIES, TABLES, Family
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 # Without these tables some command of nfctl does not work; security is for SELinux systems.
 _NEEDED_TABLES = frozenset({"raw", "mangle", "nat", "filter"})
-
-Probe = "Callable[[Family, Iterable[str]], dict[str, bool] | None]"
 
 
 def gather(*, proc: Path = Path("/proc")) -> Report:
@@ -45,10 +44,11 @@ def gather(*, proc: Path = Path("/proc")) -> Report:
         raise Unsupported(message, hint="is /proc mounted?") from None
     config = read_config(proc=proc)
     loaded = loaded_modules(proc)
-    legacy = {family: _look(lambda family=family: legacy_tables(family)) for family in FAMILIES}
+    legacy = {family: _look(partial(legacy_tables, family)) for family in FAMILIES}
     nft = _look(nft_tables) if nft_may_be_asked(config, loaded) else ()
     held = [table for tables in (*legacy.values(), nft) for table in tables or ()]
-    seen = [tables for tables in legacy.values() if tables is not None]
+    # Half an answer is none: a count that lacks one family would read as if it lacked nothing.
+    legacy_known = None not in legacy.values()
     findings = [*kernel_findings(config)]
     for family in FAMILIES:
         found = legacy[family]
@@ -58,23 +58,32 @@ def gather(*, proc: Path = Path("/proc")) -> Report:
     findings += installed.package_findings()
     findings += installed.binary_findings()
     findings += holders.holder_findings(
-        [table for tables in seen for table in tables] if seen else None, nft
+        [table for table in held if table.backend == "legacy"] if legacy_known else None, nft
     )
-    if seen or nft is not None:
-        findings += holders.writer_findings(held)
+    findings += holders.writer_findings(held, complete=legacy_known and nft is not None)
     findings.append(lock_finding(Path(lock.path()), lock.holder))
     findings += privilege_findings(privileges)
     return Report(tuple(findings))
 
 
 def _look(source: Callable[[], Sequence[HeldTable]]) -> Sequence[HeldTable] | None:
-    """Ask a backend for its tables: None if that is not permitted, none if it is not there."""
+    """Ask a backend for its tables: None if it cannot be told, none if it is not there."""
     try:
         return source()
-    except NotPermitted:
-        return None
-    except NfctlError:
+    except Unsupported:
         return ()
+    except NfctlError:
+        return None
+
+
+def nft_rules_met(family: Family) -> int:
+    """Count the rules of nf_tables that packets of a family meet besides the legacy tables."""
+    from nfctl.kernel.nftdump import nft_tables
+
+    if not nft_may_be_asked(read_config(), loaded_modules()):
+        return 0
+    families = {"inet", "ip" if family == 4 else "ip6"}
+    return sum(table.rules for table in _look(nft_tables) or () if table.family in families)
 
 
 def nft_may_be_asked(config: KernelConfig, loaded: frozenset[str] | None) -> bool:
@@ -112,9 +121,9 @@ def _need_finding(config: KernelConfig, need: Need) -> Finding:
         return Finding(
             "kernel", need.name, State.WARN, f"lacks {names}: {need.without}", advice, data
         )
-    fact = f"all {len(built)} options" if len(built) > 1 else "the option is there"
+    fact = f"all {len(built)} options"
     if unknown:
-        fact += f" that can be told; unknown: {', '.join(unknown)}"
+        fact = f"no lack that can be told; unknown: {', '.join(unknown)}"
     return Finding("kernel", need.name, State.OK, fact, data=data)
 
 
@@ -225,7 +234,8 @@ def lock_finding(place: Path, holder: Callable[[], tuple[int, str] | None]) -> F
     held = holder()
     if held:
         data["holder"] = {"pid": held[0], "command": held[1]}
-    by = f"held by {held[1]} (process {held[0]})" if held else "free"
+    # A holder in another PID namespace is not listed, so "free" would be too much.
+    by = f"held by {held[1]} (process {held[0]})" if held else "nobody is seen holding it"
     # flock(2) asks for no more than an open file, so whoever may read it may keep all others out.
     if status.st_mode & 0o066 or status.st_uid != 0:
         fact = f"{place}, {by}; mode {data['mode']}, owner {status.st_uid}: others can block it"

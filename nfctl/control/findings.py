@@ -77,7 +77,5 @@ class Report:
 
 
 def count(number: int, noun: str) -> str:
-    """Write a number with its noun: ``1 rule``, ``2 rules``, ``3 policies``."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("cy") else f"{number} {noun}s"
+    """Write a number with its noun: ``1 rule``, ``2 rules``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

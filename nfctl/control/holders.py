@@ -49,12 +49,12 @@ class Writer:
 
 WRITERS: tuple[Writer, ...] = (
     Writer("Docker", ("DOCKER",), ("docker-bridges",)),
-    Writer("Kubernetes (kube-proxy, kubelet)", ("KUBE-",), ("kube-proxy",)),
+    Writer("Kubernetes", ("KUBE-",), ("kube-proxy",)),
     Writer("CNI plugins", ("CNI-",), ("cni_hostport",)),
     Writer("Calico", ("cali-",), ("calico",)),
     Writer("Cilium", ("CILIUM_",)),
     Writer("Flannel", ("FLANNEL-",), ("flannel-ipv4", "flannel-ipv6")),
-    Writer("Podman (netavark)", ("NETAVARK",), ("netavark",)),
+    Writer("Podman", ("NETAVARK",), ("netavark",)),
     Writer("libvirt", ("LIBVIRT_",), ("libvirt_network",)),
     Writer("Tailscale", ("ts-",)),
     Writer("fail2ban", ("f2b-",), ("f2b-table",)),
@@ -71,9 +71,9 @@ def holder_findings(
     None stands for a backend that could not be looked at.
     """
     findings = [
-        _backend("legacy", "legacy tables (iptables-legacy, nfctl)", legacy),
-        _backend("iptables-nft", "nf_tables by iptables-nft", _compat(nft, compat=True)),
-        _backend("nft", "nf_tables by others", _compat(nft, compat=False)),
+        _backend("legacy", legacy),
+        _backend("iptables-nft", _compat(nft, compat=True)),
+        _backend("native-nft", _compat(nft, compat=False)),
     ]
     acting_legacy = [table for table in legacy or () if table.acts]
     acting_nft = [table for table in nft or () if table.acts and table.family in _IP_FAMILIES]
@@ -97,10 +97,10 @@ def _compat(tables: Sequence[HeldTable] | None, *, compat: bool) -> list[HeldTab
     return None if tables is None else [table for table in tables if table.compat is compat]
 
 
-def _backend(name: str, title: str, tables: Sequence[HeldTable] | None) -> Finding:
+def _backend(name: str, tables: Sequence[HeldTable] | None) -> Finding:
     if tables is None:
         return Finding(
-            SECTION, name, State.NOTE, f"{title}: not looked at", "run as root", {"tables": None}
+            SECTION, name, State.NOTE, "could not be looked at", "run as root", {"tables": None}
         )
     rules = sum(table.rules for table in tables)
     data = {
@@ -117,7 +117,7 @@ def _backend(name: str, title: str, tables: Sequence[HeldTable] | None) -> Findi
         ],
     }
     parts = ", ".join(_table_text(table) for table in tables[:_LISTED] if table.acts)
-    fact = f"{title}: {count(rules, 'rule')}" + (f" ({parts})" if parts else "")
+    fact = count(rules, "rule") + (f": {parts}" if parts else "")
     if len(tables) > _LISTED:
         fact += f" in {len(tables)} tables"
     return Finding(SECTION, name, State.OK, fact, data=data)
@@ -182,8 +182,11 @@ def meeting_order(tables: Sequence[HeldTable]) -> dict[str, list[dict[str, objec
     return order
 
 
-def writer_findings(tables: Sequence[HeldTable]) -> list[Finding]:
-    """Name the programs whose chains are there, with counts for each backend."""
+def writer_findings(tables: Sequence[HeldTable], *, complete: bool = True) -> list[Finding]:
+    """Name the programs whose chains are there, with counts for each backend.
+
+    That there is nobody can only be said if the tables are ``complete``.
+    """
     findings = []
     for writer in WRITERS:
         counts: dict[str, list[int]] = {}
@@ -195,7 +198,7 @@ def writer_findings(tables: Sequence[HeldTable]) -> list[Finding]:
                     pair[1] += rules
         if counts:
             findings.append(_writer(writer, counts))
-    if not findings:
+    if not findings and complete:
         fact = "no chains of Docker, Kubernetes, libvirt, fail2ban, ufw, firewalld or the like"
         findings.append(Finding(WRITERS_SECTION, "none", State.OK, fact))
     return findings

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfctl.control.findings import Finding, State, count
+from nfctl.control.findings import Finding, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,13 +64,13 @@ def library_findings(
         found = find(name)
         if not found:
             state = State.MISSING if needed else State.WARN
-            fact = f"{title} is not installed" + (f": {without}" if without else "")
+            fact = "not installed" + (f": {without}" if without else "")
             findings.append(Finding(SECTION, title, state, fact, f"install {package}"))
             continue
         file = Path(os.path.realpath(found))
         version = file.name.partition(".so.")[2]
         data = {"version": version, "path": str(file)}
-        findings.append(Finding(SECTION, title, State.OK, f"{title} {version}", data=data))
+        findings.append(Finding(SECTION, title, State.OK, version, data=data))
     findings.append(_extension_finding(extension_dirs()))
     return findings
 
@@ -90,10 +90,10 @@ def _extension_finding(directories: Sequence[str]) -> Finding:
             continue
     data = {"directories": list(directories), "count": len(names)}
     if not names:
-        fact = "the extensions of libxtables (matches and targets) are not found"
+        fact = "the matches and targets of libxtables are not found"
         advice = "install iptables, or set XTABLES_LIBDIR to their directory"
         return Finding(SECTION, "extensions", State.MISSING, fact, advice, data)
-    fact = f"{count(len(names), 'extension')} in {', '.join(directories)}"
+    fact = f"{len(names)} in {', '.join(directories)}"
     return Finding(SECTION, "extensions", State.OK, fact, data=data)
 
 
@@ -121,13 +121,13 @@ def package_findings(
         there = has_module(module)
         data = {"version": version, "module": there}
         if there:
-            fact = f"{distribution} {version or '(version unknown)'}"
+            fact = version or "there, version unknown"
             findings.append(Finding(SECTION, distribution, State.OK, fact, data=data))
             continue
         state = State.MISSING if needed else State.WARN
-        fact = f"{distribution} is not installed"
+        fact = "not installed"
         if version:
-            fact = f"{distribution} {version} is installed without its module {module}"
+            fact = f"{version}, but its module {module} is not there"
         fact += f": {without}" if without else ""
         advice = f"pip install --force-reinstall {distribution}"
         findings.append(Finding(SECTION, distribution, state, fact, advice, data))
@@ -161,7 +161,7 @@ def binary_findings(
     paths = {name: which(name) for name in _BINARIES}
     versions = {name: version_of(path) for name, path in paths.items() if path}
     known = [f"{name} {version.split(' ')[0]}" for name, version in versions.items()]
-    fact = ", ".join(known) if known else "no iptables and no nft; nfctl needs neither"
+    fact = ", ".join(known) if known else "no iptables, no nft (nfctl needs neither)"
     data: dict[str, object] = {
         name: {"path": path, "version": versions.get(name)} for name, path in paths.items()
     }
@@ -183,8 +183,8 @@ def _default_finding(
     data: dict[str, object] = {"backend": kind, "version": version, "links": steps}
     chain = " -> ".join(steps)
     if kind == "legacy":
-        return [Finding(SECTION, "iptables", State.OK, f"`iptables` is {chain}", data=data)]
-    fact = f"`iptables` is the nft one: {chain}; it neither shows nor changes nfctl's tables"
+        return [Finding(SECTION, "iptables", State.OK, f"the legacy one: {chain}", data=data)]
+    fact = f"the nft one: {chain}. It neither shows nor changes the tables that nfctl manages"
     advice = "say iptables-legacy, or: update-alternatives --set iptables /usr/sbin/iptables-legacy"
     return [Finding(SECTION, "iptables", State.NOTE, fact, advice, data)]
 

@@ -16,13 +16,13 @@ The document is a contract; keys are only ever added::
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from nfctl.errors import BadInput
 from nfctl.kernel import netns
+from nfctl.kernel.blob import Blob, BlobChain
 from nfctl.kernel.decode import Decoder
-from nfctl.kernel.table import Table, counters_of
-from nfctl.ruleset.names import check_table
 from nfctl.ruleset.spec import Setting, Spec
 
 
@@ -39,38 +39,52 @@ def listing(
     ``rules`` False leaves the rules out and counts them instead (``"rules": 3``). Raises
     BadInput for a table or chain that is not there, NotPermitted, Unsupported.
     """
-    with netns.entered(network), Table(family, check_table(table)) as kernel:
-        names = kernel.chains()
-        if chain is not None:
-            if chain not in names:
-                msg = f"table {table} has no chain {chain}"
-                raise BadInput(msg, hint=f"its chains are {', '.join(names[:12])}")
-            names = [chain]
+    with netns.entered(network):
+        blob = Blob(family, table)
+        references = _references(blob)
         decoder = Decoder(family)
         return {
             "family": family,
             "table": table,
-            "chains": [_chain(kernel, decoder, name, rules) for name in names],
+            "chains": [
+                _chain(blob, decoder, found, references, rules) for found in _chains(blob, chain)
+            ],
         }
 
 
-def _chain(kernel: Table, decoder: Decoder, name: str, with_rules: bool) -> dict[str, Any]:
-    policy = kernel.policy(name)
-    found = list(kernel.entries(name))
+def _chains(blob: Blob, chain: str | None) -> list[BlobChain]:
+    found = [item for item in blob.chains if chain in {None, item.name}]
+    if not found:
+        names = [item.name for item in blob.chains]
+        msg = f"table {blob.table} has no chain {chain}"
+        raise BadInput(msg, hint=f"its chains are {', '.join(names[:12])}")
+    return found
+
+
+def _references(blob: Blob) -> Counter[bytes]:
+    return Counter(
+        parts.jump for item in blob.chains for parts in blob.parts(item.rules) if parts.jump
+    )
+
+
+def _chain(
+    blob: Blob, decoder: Decoder, chain: BlobChain, references: Counter[bytes], with_rules: bool
+) -> dict[str, Any]:
+    name, policy, spans = chain
     document: dict[str, Any] = {
         "name": name,
         "builtin": policy is not None,
         "policy": policy.verdict if policy else None,
         "packets": policy.packets if policy else 0,
         "bytes": policy.octets if policy else 0,
-        "references": 0 if policy else kernel.references(name),
-        "rules": len(found),
+        "references": 0 if policy else references[name.encode("utf-8", "surrogateescape")],
+        "rules": len(spans),
     }
     if with_rules:
-        specs = decoder.specs([parts for _, parts in found])
+        specs = decoder.specs(blob.parts(spans))
         document["rules"] = [
-            _rule(number, spec, counters_of(raw, kernel.family), kernel.family)
-            for number, (spec, (raw, _)) in enumerate(zip(specs, found, strict=True), 1)
+            _rule(number, spec, blob.counters(span), blob.family)
+            for number, (spec, span) in enumerate(zip(specs, spans, strict=True), 1)
         ]
     return document
 
@@ -107,29 +121,21 @@ def specifications(
     network: str | None = None,
 ) -> list[str]:
     """Return what ``iptables -S`` prints: -P, -N and -A lines; ``counters`` as with -v."""
-    with netns.entered(network), Table(family, check_table(table)) as kernel:
-        names = kernel.chains()
-        if chain is not None:
-            if chain not in names:
-                msg = f"table {table} has no chain {chain}"
-                raise BadInput(msg, hint=f"its chains are {', '.join(names[:12])}")
-            names = [chain]
+    with netns.entered(network):
+        blob = Blob(family, table)
+        chains = _chains(blob, chain)
+        decoder = Decoder(family)
         lines = []
-        for name in names:
-            policy = kernel.policy(name)
+        for name, policy, _ in chains:
             if policy is None:
                 lines.append(f"-N {name}")
             else:
                 count = f" -c {policy.packets} {policy.octets}" if counters else ""
                 lines.append(f"-P {name} {policy.verdict}{count}")
-        decoder = Decoder(family)
-        for name in names:
-            found = list(kernel.entries(name))
-            specs = decoder.specs([parts for _, parts in found])
-            for spec, (raw, _) in zip(specs, found, strict=True):
-                if counters:
-                    spec = _counted(spec, counters_of(raw, family))  # noqa: PLW2901
-                lines.append(f"-A {name} {spec}" if spec else f"-A {name}")
+        for name, _, spans in chains:
+            for spec, span in zip(decoder.specs(blob.parts(spans)), spans, strict=True):
+                shown = _counted(spec, blob.counters(span)) if counters else spec
+                lines.append(f"-A {name} {shown}" if shown else f"-A {name}")
         return lines
 
 

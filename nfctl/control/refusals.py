@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from nfctl.kernel.netns import CLONE_NEWNET
 from nfctl.kernel.table import Refusal, Table
 
 if TYPE_CHECKING:
-    from nfctl.control.transaction import TableEdit
+    from nfctl.control.edit import TableEdit
 
 #: What the kernel modules' checkentry and xt_check_target demand, for the ones people trip over.
 _DEMANDS = {
@@ -155,9 +156,9 @@ def _find_refused(table: TableEdit, number: int) -> tuple[str, int, bytes] | Non
         try:
             os.close(read_end)
             if libraries().libc.unshare(CLONE_NEWNET) == 0:
-                position = _bisect(table.family, table.name, sorted(table.user_chains), rules, number)
-                if position is not None:
-                    os.write(write_end, struct.pack("=q", position))
+                found = _bisect(table.family, table.name, sorted(table.user_chains), rules, number)
+                if found is not None:
+                    os.write(write_end, struct.pack("=q", found))
         finally:
             os._exit(0)
     os.close(write_end)
@@ -166,7 +167,7 @@ def _find_refused(table: TableEdit, number: int) -> tuple[str, int, bytes] | Non
     os.waitpid(child, 0)
     if len(answer) != 8:
         return None
-    return rules[struct.unpack("=q", answer)[0]]
+    return rules[int.from_bytes(answer, sys.byteorder)]
 
 
 def _bisect(

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control.transaction import TableEdit, Transaction, clear
+from nfctl.control.edit import TableEdit
+from nfctl.control.transaction import Transaction, clear
 from nfctl.errors import AnswerNo, BadInput, NfctlError, Unsupported, Where
 from nfctl.kernel import lock
+from nfctl.kernel.blob import Blob, BlobChain, info
 from nfctl.kernel.encode import Context
-from nfctl.kernel.table import counters_of, with_counters
+from nfctl.kernel.layout import STANDARD_TARGET, layout, standard_target
+from nfctl.kernel.table import with_counters
 from nfctl.ruleset import script
 from nfctl.ruleset.names import BUILTIN_CHAINS, check_new_chain
 from nfctl.ruleset.script import Append, Command, Script, Section
@@ -23,6 +26,9 @@ from nfctl.ruleset.words import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_ERROR_TARGET = 64  # struct xt_error_target, aligned: what begins a user-defined chain
 
 
 class Report(NamedTuple):
@@ -68,8 +74,7 @@ def restore(
     with Transaction(family, wait=wait, network=network, resolve=resolve) as transaction:
         report = apply(parsed, transaction, counters=counters, noflush=noflush)
         if test:
-            for name in report.written:
-                transaction[name].edited = False
+            transaction.forget()
             return report
         transaction.commit()
     return report
@@ -122,8 +127,7 @@ class _Loader:
         edit, draft = self.edit, _Draft()
         rules = draft.rules
         for chain in self.builtin:
-            if edit.kernel.has_chain(chain):
-                rules[chain], draft.lines[chain] = [], []
+            rules[chain], draft.lines[chain] = [], []
         chains = draft.user_chains
         quick = edit.encoder.quick
         name, context = "", Context(edit.name, "", chains)
@@ -132,7 +136,7 @@ class _Loader:
         keep_counters = self.counters
         for item in section.items:
             if len(item) == 6:  # an Append, of which there are very many
-                chain, spec, counts, line, column, words = item
+                chain, spec, counts, line, _, words = item
                 if chain != name:
                     if chain not in rules:
                         raise self._no_chain(chain, item)
@@ -154,7 +158,9 @@ class _Loader:
         where = Where(self.source, item.line, item.column)
         words = item.words
         if words is None:
-            words = tuple(split(item.spec, source=self.source, number=item.line, column=item.column))
+            words = tuple(
+                split(item.spec, source=self.source, number=item.line, column=item.column)
+            )
         encoded = self.edit.encoder.encode(list(words), context, where)
         for entry in encoded.rules:
             draft.rules[item.chain].append(entry)
@@ -205,29 +211,42 @@ class _Loader:
         return BadInput(msg, hint=hint, where=Where(self.source, item.line, 1))
 
     def same(self, draft: _Draft) -> bool:
-        """Whether the kernel's table is the draft already."""
-        kernel, decoder = self.edit.kernel, self.edit.decoder
-        if self.edit.user_chains != draft.user_chains.keys():
+        """Whether the kernel's table is the draft already; asks without libiptc."""
+        at = layout(self.edit.family)
+        standard, error = at.size + STANDARD_TARGET.size, at.size + _ERROR_TARGET
+        rules = draft.rules.values()
+        users, builtin = len(draft.user_chains), len(self.builtin)
+        now = info(self.edit.family, self.edit.name)
+        if now.entries != sum(map(len, rules)) + builtin + 2 * users + 1:
             return False
-        for chain, (policy, counts) in draft.policies.items():
-            now = kernel.policy(chain)
-            if now is None or now.verdict != policy:
+        size = sum(sum(map(len, entries)) for entries in rules)
+        if now.size != size + (builtin + users) * standard + (users + 1) * error:
+            return False
+        blob = Blob(self.edit.family, self.edit.name)
+        return all(self._same_chain(blob, chain, draft) for chain in blob.chains)
+
+    def _same_chain(self, blob: Blob, chain: BlobChain, draft: _Draft) -> bool:
+        name, policy, spans = chain
+        wanted = draft.rules.get(name)
+        if wanted is None or len(wanted) != len(spans):
+            return False
+        if policy is not None and name in draft.policies:
+            verdict, counts = draft.policies[name]
+            if policy.verdict != verdict or (self.counters and policy[1:] != counts):
                 return False
-            if self.counters and now[1:] != counts:
+        counts_wanted = draft.counters.get(name)
+        if counts_wanted:
+            counts_wanted = counts_wanted + [(0, 0)] * (len(wanted) - len(counts_wanted))
+            if counts_wanted != [blob.counters(span) for span in spans]:
                 return False
-        canonical = decoder.canonical
-        for chain, wanted in draft.rules.items():
-            counts_wanted = draft.counters.get(chain, [])
-            number = 0
-            for raw, parts in kernel.entries(chain):
-                if number >= len(wanted) or canonical(parts) != wanted[number]:
-                    return False
-                if number < len(counts_wanted) and (
-                    counters_of(raw, kernel.family) != counts_wanted[number]
-                ):
-                    return False
-                number += 1
-            if number != len(wanted):
+        size, ip_size = blob.layout.size, blob.layout.ip.size
+        canonical = self.edit.decoder.canonical
+        for entry, parts in zip(wanted, blob.parts(spans), strict=True):
+            header, matches, target, jump = parts
+            ours = matches + (target if jump is None else standard_target(jump))
+            # Bytes that are equal as they are need no tidying up; the others may yet turn out
+            # to be the same rule.
+            if (entry[size:] != ours or entry[:ip_size] != header) and canonical(parts) != entry:
                 return False
         return True
 
@@ -269,7 +288,9 @@ class _Loader:
                     words = item.words
                     if words is None:
                         words = tuple(
-                            split(item.spec, source=self.source, number=item.line, column=item.column)
+                            split(
+                                item.spec, source=self.source, number=item.line, column=item.column
+                            )
                         )
                     counts = item.counters if self.counters else None
                     appended += self.edit.append(item.chain, words, counts, where)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from nfctl.kernel import netns
+from nfctl.kernel.blob import Blob
 from nfctl.kernel.decode import Decoder
-from nfctl.kernel.layout import COUNTERS, layout
-from nfctl.kernel.table import Table, active_tables
+from nfctl.kernel.table import active_tables
 from nfctl.ruleset.model import Chain, Counters, Rule, Ruleset
 from nfctl.ruleset.model import Table as TableModel
 from nfctl.ruleset.names import check_table
@@ -16,7 +15,7 @@ from nfctl.ruleset.names import check_table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nfctl.kernel.decode import Parts
+    from nfctl.kernel.blob import Span
 
 
 def _names(family: int, tables: Sequence[str] | None) -> list[str]:
@@ -41,36 +40,35 @@ def save(
     with netns.entered(network):
         decoder = Decoder(family)
         for name in _names(family, tables):
-            with Table(family, name) as table:
-                yield _text(table, decoder, counters)
+            yield _text(Blob(family, name), decoder, counters)
 
 
-def _text(table: Table, decoder: Decoder, counters: bool) -> str:
-    chains = table.chains()
-    lines = [f"*{table.name}"]
-    for chain in chains:
-        policy = table.policy(chain)
-        if policy is None:
-            lines.append(f":{chain} - [0:0]")
-        else:
-            lines.append(f":{chain} {policy.verdict} [{policy.packets}:{policy.octets}]")
-    rules: list[Parts] = []
+def _text(blob: Blob, decoder: Decoder, counters: bool) -> str:
+    lines = [f"*{blob.table}"]
+    spans: list[Span] = []
     starts: list[str] = []
-    unpack, at = COUNTERS.unpack_from, layout(table.family).counters_at
-    for chain in chains:
-        start = f"-A {chain} "
-        for raw, parts in table.entries(chain):
-            rules.append(parts)
-            if counters:
-                packets, octets = unpack(raw, at)
-                starts.append(f"[{packets}:{octets}] {start}")
-            else:
-                starts.append(start)
-    specs = decoder.specs(rules)
+    for name, policy, rules in blob.chains:
+        if policy is None:
+            lines.append(f":{name} - [0:0]")
+        else:
+            lines.append(f":{name} {policy.verdict} [{policy.packets}:{policy.octets}]")
+        start = f"-A {name} "
+        if counters:
+            starts += [_counted(blob.counters(span), start) for span in rules]
+        else:
+            starts += [start] * len(rules)
+        spans += rules
+    specs = decoder.specs(blob.parts(spans))
     # a rule without anything is just -A CHAIN, with no blank after it
-    lines += [start + spec if spec else start[:-1] for start, spec in zip(starts, specs, strict=True)]
+    lines += [
+        start + spec if spec else start[:-1] for start, spec in zip(starts, specs, strict=True)
+    ]
     lines.append("COMMIT\n")
     return "\n".join(lines)
+
+
+def _counted(counters: tuple[int, int], start: str) -> str:
+    return f"[{counters[0]}:{counters[1]}] {start}"
 
 
 def read(
@@ -85,27 +83,23 @@ def read(
     Unsupported.
     """
     ruleset = Ruleset(family)
-    with netns.entered(network), contextlib.ExitStack() as stack:
+    with netns.entered(network):
         decoder = Decoder(family)
         for name in _names(family, tables):
-            table = stack.enter_context(Table(family, name))
-            ruleset.tables[name] = _model(table, decoder)
+            ruleset.tables[name] = _model(Blob(family, name), decoder)
     return ruleset
 
 
-def _model(table: Table, decoder: Decoder) -> TableModel:
-    model = TableModel(table.name)
-    unpack, at = COUNTERS.unpack_from, layout(table.family).counters_at
-    for name in table.chains():
-        policy = table.policy(name)
+def _model(blob: Blob, decoder: Decoder) -> TableModel:
+    model = TableModel(blob.table)
+    for name, policy, spans in blob.chains:
         chain = model.chains[name] = Chain(name)
         if policy is not None:
             chain.policy = policy.verdict
             chain.counters = Counters(policy.packets, policy.octets)
-        found = list(table.entries(name))
-        specs = decoder.specs([parts for _, parts in found])
+        specs = decoder.specs(blob.parts(spans))
         chain.rules = [
-            Rule(spec, Counters(*unpack(raw, at)))
-            for spec, (raw, _) in zip(specs, found, strict=True)
+            Rule(spec, Counters(*blob.counters(span)))
+            for spec, span in zip(specs, spans, strict=True)
         ]
     return model

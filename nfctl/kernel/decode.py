@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes as ct
 import os
 import re
+import struct
 import sys
 from typing import NamedTuple
 
@@ -19,9 +20,12 @@ from nfctl.kernel import extensions
 from nfctl.kernel.complaints import deadly
 from nfctl.kernel.layout import (
     EXTENSION_HEADER,
+    INV_DSTIP,
     INV_PROTO,
+    INV_SRCIP,
     OFFSETS,
     STANDARD_TARGET,
+    address_text,
     header_text,
     layout,
     standard_target,
@@ -29,8 +33,10 @@ from nfctl.kernel.layout import (
 from nfctl.kernel.libraries import libraries
 
 _HEADER = EXTENSION_HEADER.size
-_COMMENT_HEADER = EXTENSION_HEADER.pack(288, b"comment", 0)
+_LITTLE = sys.byteorder == "little"
 _PLAIN = re.compile(rb"[-_0-9A-Za-z]+")
+_RANGES = struct.Struct("=4H")
+_ANY_PORT = (0, 65535)
 _DANGEROUS = re.compile(rb"([\"\\'])")
 
 
@@ -52,9 +58,11 @@ class Decoder:
 
     def __init__(self, family: int) -> None:
         self.layout = layout(family)
-        self._headers: dict[bytes, tuple[str, int]] = {}
-        self._matches: dict[tuple[int, bytes], str] = {}
-        self._targets: dict[tuple[int, bytes], str] = {}
+        self._rests: dict[bytes, tuple[str | None, dict[bytes, _Cell]]] = {}
+        self._addresses: dict[bytes, str] = {}
+        self._nothing = bytes(2 * self.layout.address)
+        self._cells: dict[int, dict[bytes, _Cell]] = {}
+        self._printing: list[tuple[extensions.Extension, bytes, bytes, _Cell]] = []
         self._canonical: dict[bytes, bytes] = {}
         self._heads: dict[bytes, tuple[bytes, int]] = {}
 
@@ -111,79 +119,127 @@ class Decoder:
         Raises Unsupported (exit 3) for a match or target of which no extension is installed,
         as iptables-save does.
         """
-        self._learn(rules)
-        headers, matches, targets = self._headers, self._matches, self._targets
-        goto = self.layout.goto
-        flags_at = self.layout.flags_at
-        texts: list[str] = []
+        lines = self._lines(rules)
+        if self._printing:
+            self._print()
+        # Everything is a string now, or a cell that holds one.
+        return [
+            "".join([part if isinstance(part, str) else part.text for part in line])[1:]
+            for line in lines
+        ]
+
+    def _lines(self, rules: list[Parts]) -> list[list[str | _Cell]]:
+        goto, flags_at = self.layout.goto, self.layout.flags_at
+        jumps: dict[tuple[bytes, int], str] = {}
+        lines: list[list[str | _Cell]] = []
         for header, match_bytes, target, jump in rules:
-            text, key = headers[header]
+            text, store = self._header(header)
+            line: list[str | _Cell] = [text]
             if match_bytes:
-                text += matches[key, match_bytes]
+                at, end = 0, len(match_bytes)
+                while at < end:
+                    size = (
+                        match_bytes[at] | match_bytes[at + 1] << 8
+                        if _LITTLE
+                        else _size(match_bytes, at)
+                    )
+                    data = match_bytes[at : at + size]
+                    at += size or end
+                    if data[2:10] == b"comment\0":
+                        line.append(_comment(data))
+                    else:
+                        cell = store.get(data)
+                        line.append(
+                            cell if cell is not None else self._cell("match", data, header, store)
+                        )
             if jump is None:
-                text += targets[key, target]
+                cell = store.get(target)
+                line.append(
+                    cell if cell is not None else self._cell("target", target, header, store)
+                )
             elif jump:
-                letter = "g" if header[flags_at] & goto else "j"
-                text += f" -{letter} {jump.decode('utf-8', 'surrogateescape')}"
-            texts.append(text[1:])
-        return texts
+                way = (jump, header[flags_at] & goto)
+                jump_text = jumps.get(way)
+                if jump_text is None:
+                    letter = "g" if way[1] else "j"
+                    jump_text = jumps[way] = f" -{letter} {jump.decode('utf-8', 'surrogateescape')}"
+                line.append(jump_text)
+            lines.append(line)
+        return lines
 
-    def _learn(self, rules: list[Parts]) -> None:
-        """Print every header, match group and target that was not printed before."""
-        family, at = self.layout.family, self.layout
-        printing: list[tuple[extensions.Extension, bytes, bytes]] = []
-        pending: list[tuple[dict[tuple[int, bytes], str], tuple[int, bytes], list[str | int]]] = []
-        for header, match_bytes, target, jump in rules:
-            known = self._headers.get(header)
-            if known is None:
-                proto = int.from_bytes(header[at.proto_at : at.proto_at + 2], sys.byteorder)
-                inverted = bool(header[at.invflags_at] & INV_PROTO)
-                known = (header_text(header, family), proto | inverted << 16)
-                self._headers[header] = known
-            key = known[1]
-            if match_bytes and (key, match_bytes) not in self._matches:
-                pieces = [
-                    piece
-                    for data in _cut(match_bytes)
-                    for piece in self._piece("match", data, header, printing)
-                ]
-                self._matches[key, match_bytes] = ""
-                pending.append((self._matches, (key, match_bytes), pieces))
-            if jump is None and (key, target) not in self._targets:
-                pieces = self._piece("target", target, header, printing)
-                self._targets[key, target] = ""
-                pending.append((self._targets, (key, target), pieces))
-        printed = _print(printing) if printing else []
-        for store, store_key, pieces in pending:
-            store[store_key] = "".join(
-                piece if isinstance(piece, str) else printed[piece] for piece in pieces
-            )
+    def _header(self, header: bytes) -> tuple[str, dict[bytes, _Cell]]:
+        """Return a header's text, and the extensions printed for its protocol.
 
-    def _piece(
-        self,
-        kind: str,
-        data: bytes,
-        header: bytes,
-        printing: list[tuple[extensions.Extension, bytes, bytes]],
-    ) -> list[str | int]:
-        """Return the parts of one extension's text: strings, and indices into ``printing``."""
-        if kind == "match" and data.startswith(_COMMENT_HEADER):
-            return [" -m comment --comment " + _quoted(data[_HEADER:])]
+        The addresses differ from rule to rule; what stands behind them seldom does.
+        """
+        width = self.layout.address
+        rest = header[4 * width :]
+        known = self._rests.get(rest)
+        if known is None:
+            at = self.layout
+            proto = int.from_bytes(header[at.proto_at : at.proto_at + 2], sys.byteorder)
+            inverse = header[at.invflags_at]
+            key = proto | bool(inverse & INV_PROTO) << 16
+            text = header_text(bytes(4 * width) + rest, at.family)
+            plain = not inverse & (INV_SRCIP | INV_DSTIP)
+            known = self._rests[rest] = (text if plain else None, self._cells.setdefault(key, {}))
+        text_or_none, store = known
+        if text_or_none is None:
+            return header_text(header, self.layout.family), store
+        source = header[:width] + header[2 * width : 3 * width]
+        destination = header[width : 2 * width] + header[3 * width : 4 * width]
+        nothing = self._nothing
+        text = text_or_none
+        if destination != nothing:
+            text = " -d " + (self._addresses.get(destination) or self._address(destination)) + text
+        if source != nothing:
+            text = " -s " + (self._addresses.get(source) or self._address(source)) + text
+        return text, store
+
+    def _address(self, pair: bytes) -> str:
+        width = self.layout.address
+        text = address_text(pair[:width], pair[width:])
+        self._addresses[pair] = text
+        return text
+
+    def _cell(self, kind: str, data: bytes, header: bytes, store: dict[bytes, _Cell]) -> _Cell:
+        """Return the cell for one extension's text, to be filled when all are printed."""
         name, revision = _name(data)
+        port = _port(name, revision, data) if name in {"tcp", "udp"} else ""
+        if port:
+            cell = store[data] = _Cell(port)
+            return cell
         first = extensions.find(kind, name, self.layout)
         if first is None:
             msg = f"Can't find library for {kind} `{name}'"
             raise Unsupported(msg, hint="install the extension, or the iptables that made the rule")
         exact = extensions.find_revision(kind, name, revision, self.layout)
-        shown = (exact or first).alias(data, name)
         letter = "m" if kind == "match" else "j"
-        text = f" -{letter} {shown}"
+        cell = store[data] = _Cell(f" -{letter} {(exact or first).alias(data, name)}")
         if exact is not None and exact.save is not None:
-            printing.append((exact, header, data))
-            return [text, len(printing) - 1]
-        if first.save is not None:
-            return [text, " [unsupported revision]"]
-        return [text]
+            self._printing.append((exact, header, data, cell))
+        elif first.save is not None:
+            cell.text += " [unsupported revision]"
+        return cell
+
+    def _print(self) -> None:
+        printing, self._printing = self._printing, []
+        texts = _print([(extension, header, data) for extension, header, data, _ in printing])
+        for (_, _, _, cell), text in zip(printing, texts, strict=True):
+            cell.text += text
+
+
+class _Cell:
+    """The text of one extension's bytes: its name at first, its options once it is printed."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _size(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 2], sys.byteorder)
 
 
 def _cut(matches: bytes) -> list[bytes]:
@@ -204,12 +260,28 @@ def _name(data: bytes) -> tuple[str, int]:
     return name.partition(b"\0")[0].decode("ascii", "replace"), revision
 
 
-def _quoted(text: bytes) -> str:
-    """xtables_save_string() for the one match whose bytes are nearly always different."""
-    text = text.partition(b"\0")[0]
+def _comment(data: bytes) -> str:
+    """Print the one match whose bytes nearly always differ: xtables_save_string() of its text."""
+    text = data[_HEADER:].partition(b"\0")[0]
     if not _PLAIN.fullmatch(text):
-        text = b'"' + _DANGEROUS.sub(rb"\\\1", text) + b'"'
-    return text.decode("utf-8", "surrogateescape")
+        text = b'"' + (_DANGEROUS.sub(rb"\\\1", text) if _DANGEROUS.search(text) else text) + b'"'
+    return " -m comment --comment " + text.decode("utf-8", "surrogateescape")
+
+
+def _port(name: str, revision: int, data: bytes) -> str:
+    """Print a tcp or udp match of one port and nothing else; "" for any other.
+
+    struct xt_tcp and xt_udp begin with the source and the destination range; everything behind
+    those is zero here.
+    """
+    if revision or len(data) != _HEADER + 16 or any(data[_HEADER + 8 :]):
+        return ""
+    low_source, high_source, low, high = _RANGES.unpack_from(data, _HEADER)
+    if (low_source, high_source) == _ANY_PORT and low == high:
+        return f" -m {name} --dport {low}"
+    if (low, high) == _ANY_PORT and low_source == high_source:
+        return f" -m {name} --sport {low_source}"
+    return ""
 
 
 def _print(items: list[tuple[extensions.Extension, bytes, bytes]]) -> list[str]:
@@ -232,7 +304,7 @@ def _print(items: list[tuple[extensions.Extension, bytes, bytes]]) -> list[str]:
             for extension, header, data in items:
                 if extension.layout.nfproto != nfproto:
                     nfproto = extension.layout.nfproto
-                    libraries().set_nfproto(nfproto)
+                    libraries().use(nfproto)
                 assert extension.save is not None  # noqa: S101 - chosen by _piece
                 extension.save(_pointer(header), _pointer(data))
                 libc.putchar(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,6 @@ from nfctl.ruleset.names import MAX_NAME
 
 _TRY_LOAD = 2  # enum xtables_tryload
 _HEADER = EXTENSION_HEADER.size
-_MAXNAMELEN = 29
 _EXT_ALIAS = 1  # XTABLES_EXT_ALIAS: the old name stays in listings
 _FAMILY_PREFIX = {4: "libipt_", 6: "libip6t_"}
 _ICMPV6_NAMES = {"icmpv6", "ipv6-icmp", "icmp6"}
@@ -34,7 +34,7 @@ _ALIAS = ct.CFUNCTYPE(ct.c_char_p, ct.c_void_p)
 _HELP = ct.CFUNCTYPE(None)
 
 
-class Refused(Exception):  # noqa: N818 - a signal between here and the codec, not an error shown
+class Refused(Exception):
     """libxtables called ``exit_err``; its words are fetched by :mod:`nfctl.kernel.complaints`."""
 
 
@@ -67,19 +67,21 @@ class Extension:
         def cell(field: str, kind_of_cell: Any = ct.c_void_p) -> Any:
             return kind_of_cell.from_address(address + getattr(struct_type, field).offset)
 
-        data, flags = ("m", "mflags") if kind == "match" else ("t", "tflags")
-        self._data = cell(data)
-        self._flags = cell(flags, ct.c_uint)
-        self._udata = cell("udata")
+        # what an Instance lends, and the functions it calls
+        self.data = cell("m" if kind == "match" else "t")
+        self.flags = cell("mflags" if kind == "match" else "tflags", ct.c_uint)
+        self.udata = cell("udata")
+        self.holds: Instance | None = None
         self.udata_size: int = raw.udata_size
         cell("option_offset", ct.c_uint).value = 0
-        self._init = cell("init").value
+        self.header = EXTENSION_HEADER.pack(self.total, self.real_name.encode(), self.revision)
+        self.init: int | None = cell("init").value
+        self.parse: Any = lib.option_match if kind == "match" else lib.option_target
+        self.check: Any = lib.check_match if kind == "match" else lib.check_target
         save, alias, helper = cell("save").value, cell("alias").value, cell("help").value
         self.save = _PRINTER(save) if save else None
         self._alias = _ALIAS(alias) if alias else None
         self._help = _HELP(helper) if helper else None
-        self._parse = lib.option_match if kind == "match" else lib.option_target
-        self._check = lib.check_match if kind == "match" else lib.check_target
         self.options = {option.name: option for option in _options(raw)}
 
     def alias(self, data: bytes, default: str) -> str:
@@ -105,7 +107,8 @@ class Extension:
 class Instance:
     """One use of an extension in one rule, while its options are being parsed.
 
-    Use it in a ``with`` block: the C memory is freed at its end.
+    Use it in a ``with`` block: the C memory is freed at its end. The extension's structure holds
+    one instance at a time; another one that comes to be parsed puts it aside.
     """
 
     def __init__(self, extension: Extension) -> None:
@@ -117,11 +120,10 @@ class Instance:
         self._flags = 0
         if extension.udata_size:
             self._udata = lib.libc.calloc(1, extension.udata_size)
-        name = extension.real_name.encode()
-        header = EXTENSION_HEADER.pack(extension.total, name, extension.revision)
-        ct.memmove(self._data, header, _HEADER)
-        if extension._init:  # noqa: SLF001 - the two classes are one thing
-            self._call(extension._init, self._data)  # noqa: SLF001
+        ct.memmove(self._data, extension.header, _HEADER)
+        if extension.init is not None and self._lib.guarded_call(extension.init, self._lend()):
+            self.free()
+            raise Refused
 
     def __enter__(self) -> Instance:
         return self
@@ -131,52 +133,50 @@ class Instance:
 
     def free(self) -> None:
         """Give the C memory back; harmless the second time."""
+        if self.extension.holds is self:
+            self._put_aside()
         self._lib.libc.free(self._data)
         self._lib.libc.free(self._udata)
         self._data, self._udata = 0, None
 
-    def _lend(self) -> Extension:
+    def _lend(self) -> int:
+        """Put this instance into the extension's structure; return where its bytes are."""
         extension = self.extension
-        self._lib.set_nfproto(extension.layout.nfproto)
-        extension._data.value = self._data  # noqa: SLF001
-        extension._flags.value = self._flags  # noqa: SLF001
-        extension._udata.value = self._udata  # noqa: SLF001
-        return extension
+        self._lib.use(extension.layout.nfproto)
+        other = extension.holds
+        if other is not self:
+            if other is not None:
+                other._put_aside()
+            extension.data.value = self._data
+            extension.flags.value = self._flags
+            extension.udata.value = self._udata
+            extension.holds = self
+        return extension.data.value or 0
 
-    def _take_back(self) -> None:
+    def _put_aside(self) -> None:
         extension = self.extension
-        self._data = extension._data.value or 0  # noqa: SLF001 - a parser may reallocate
-        self._flags = extension._flags.value  # noqa: SLF001
-        extension._data.value = None  # noqa: SLF001
-        extension._udata.value = None  # noqa: SLF001
-
-    def _call(self, function: int, argument: int) -> None:
-        self._lend()
-        try:
-            failed = self._lib.guarded_call(function, argument)
-        finally:
-            self._take_back()
-        if failed:
-            raise Refused
+        self._data = extension.data.value or 0  # a parser may reallocate it
+        self._flags = extension.flags.value
+        extension.data.value = None
+        extension.udata.value = None
+        extension.holds = None
 
     def parse(
-        self, option: Option, words: Any, at: int, has_value: bool, invert: bool, entry: Any
+        self, option: Option, words: Words, at: int, has_value: bool, invert: bool, entry: Any
     ) -> int:
         """Parse one option; return how many words beyond its value were taken.
 
-        ``words`` is a C array of the rule's words, ``at`` the index of the option's value in it
-        (of the option itself if it has none), ``entry`` the entry's header so far.
+        ``at`` is the index of the option's value in ``words`` (of the option itself if it has
+        none), ``entry`` the entry's header so far.
         """
         lib = self._lib
-        extension = self._lend()
-        lib.optarg.value = words[at] if has_value else None
+        extension = self.extension
+        self._lend()
+        lib.optarg.value = words.array[at] if has_value else None
         lib.optind.value = at + 1
-        try:
-            result = lib.guarded_parse(
-                extension._parse, option.value, words, invert, extension.address, entry, None  # noqa: SLF001
-            )
-        finally:
-            self._take_back()
+        result = lib.guarded_parse(
+            extension.parse, option.value, words.array, invert, extension.address, entry, None
+        )
         # wrap_parse answers -1 after a longjmp; the dispatchers return nothing, and what is left
         # in the register then is never that.
         if result == -1:
@@ -185,12 +185,29 @@ class Instance:
 
     def finish(self) -> bytes:
         """Run the extension's final check and return its bytes, header included."""
-        self._call(self.extension._check.value, self.extension.address)  # noqa: SLF001
-        size = int.from_bytes(ct.string_at(self._data, 2), "little" if _LITTLE else "big")
-        return ct.string_at(self._data, size)
+        extension = self.extension
+        self._lend()
+        if self._lib.guarded_call(extension.check, extension.address):
+            raise Refused
+        data = self._lend()
+        size = int.from_bytes(ct.string_at(data, 2), sys.byteorder)
+        return ct.string_at(data, size)
 
 
-_LITTLE = bytes(ct.c_uint16(1))[0] == 1
+class Words:
+    """A rule's words as a C array.
+
+    The strings are copies that may be written to: some extensions cut their argument up in place.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        encoded = [word.encode("utf-8", "surrogateescape") for word in words]
+        self._text = ct.create_string_buffer(b"\0".join(encoded))
+        self.array = (ct.c_void_p * (len(words) + 1))()
+        at = ct.addressof(self._text)
+        for index, word in enumerate(encoded):
+            self.array[index] = at
+            at += len(word) + 1
 
 
 def _options(raw: Any) -> list[Option]:
@@ -259,7 +276,7 @@ def find(kind: str, name: str, layout: Layout) -> Extension | None:
     if path is None:
         return None
     lib = libraries()
-    lib.set_nfproto(layout.nfproto)
+    lib.use(layout.nfproto)
     real = str(Path(path).resolve())
     families = _loaded.setdefault(real, set())
     if not families:
@@ -287,7 +304,7 @@ def find_revision(kind: str, name: str, revision: int, layout: Layout) -> Extens
     if first is None or first.revision == revision:
         return first
     lib = libraries()
-    lib.set_nfproto(layout.nfproto)
+    lib.use(layout.nfproto)
     seek = lib.find_match_revision if kind == "match" else lib.find_target_revision
     address = seek(name.encode(), _TRY_LOAD, first.address, revision)
     return Extension(kind, address, layout) if address else None

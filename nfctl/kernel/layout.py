@@ -109,6 +109,7 @@ def layout(family: int) -> Layout:
 
 # --- protocols' names ----------------------------------------------------------------------
 
+
 @cache
 def protocol_name(number: int) -> str | None:
     """Return the name iptables-save prints for a protocol, or None where it prints the number."""
@@ -126,6 +127,12 @@ def protocol_name(number: int) -> str | None:
 # --- the header as text ----------------------------------------------------------------------
 
 
+def address_text(address: bytes, mask: bytes) -> str:
+    """Return ``ADDRESS/PREFIX``, or ``ADDRESS/MASK`` where the mask is no prefix."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    return f"{socket.inet_ntop(family, address)}/{mask_text(mask)}"
+
+
 def header_text(header: bytes, family: int) -> str:
     """Return what iptables-save prints for an ``ipt_ip``/``ip6t_ip6``, with a leading blank.
 
@@ -136,9 +143,11 @@ def header_text(header: bytes, family: int) -> str:
     parts: list[str] = []
     for letter, address, mask, bit in (("s", src, smsk, INV_SRCIP), ("d", dst, dmsk, INV_DSTIP)):
         if inv & bit or any(mask) or (family == 4 and any(address)):
-            text = socket.inet_ntop(at.address_family, address)
-            parts.append(f"{' !' if inv & bit else ''} -{letter} {text}/{mask_text(mask)}")
-    for letter, name, mask, bit in (("i", inif, inmask, INV_VIA_IN), ("o", outif, outmask, INV_VIA_OUT)):
+            parts.append(f"{' !' if inv & bit else ''} -{letter} {address_text(address, mask)}")
+    for letter, name, mask, bit in (
+        ("i", inif, inmask, INV_VIA_IN),
+        ("o", outif, outmask, INV_VIA_OUT),
+    ):
         if mask[0]:
             parts.append(f"{' !' if inv & bit else ''} -{letter} {interface_text(name, mask)}")
     if proto:

@@ -52,10 +52,7 @@ def find(name: str) -> str | None:
             if entry.name.startswith(f"lib{name}.so.") and entry.is_file()
         ]
         if found:
-            # libxtables.so.12 is the ABI's name, libxtables.so.12.7.0 the file behind it: the
-            # shorter name carries the version python-iptables looks for.
-            newest = max(found, key=lambda path: [int(n) for n in _numbers(path)])
-            return newest
+            return max(found, key=lambda path: [int(n) for n in _numbers(path)])
     from ctypes.util import find_library  # costs a process; only where the directories had none
 
     return find_library(name)
@@ -153,13 +150,12 @@ class Libraries:
         except AttributeError:
             msg = f"libxtables.so.{version} is not one python-iptables knows"
             raise Unsupported(msg, hint="pip install -U python-iptables") from None
-        path = binding._lib_xtables._name  # noqa: SLF001 - the raw binding is what we bind to
+        path = binding._lib_xtables._name
         self.xtables = ct.CDLL(path, mode=ct.RTLD_GLOBAL, use_errno=True)
-        wrapper = ct.CDLL(binding._lib_xtwrapper._name, use_errno=True)  # noqa: SLF001
+        wrapper = ct.CDLL(binding._lib_xtwrapper._name, use_errno=True)
         xt = self.xtables
-        self.set_nfproto = xt.xtables_set_nfproto
-        self.set_nfproto.argtypes = [ct.c_uint8]
-        self.set_nfproto.restype = None
+        self._set_nfproto = _prototype(xt.xtables_set_nfproto, None, ct.c_uint8)
+        self._nfproto = 0
         self.find_match = _prototype(
             xt.xtables_find_match, ct.c_void_p, ct.c_char_p, ct.c_int, ct.c_void_p
         )
@@ -201,15 +197,21 @@ class Libraries:
         self.check_match = ct.cast(xt.xtables_option_mfcall, ct.c_void_p)
         self.check_target = ct.cast(xt.xtables_option_tfcall, ct.c_void_p)
         self.throw = ct.cast(wrapper["throw_exception"], ct.c_void_p)
-        self.params: Any = binding._xt_globals  # noqa: SLF001
+        self.params: Any = binding._xt_globals
         self.params.program_name = b"nfctl"
         # The field's type in the binding is a Python callback; the pointer itself is stored.
         self._exit_err = ct.c_void_p.from_address(
             ct.addressof(self.params) + type(self.params).exit_err.offset
         )
         self._exit_err.value = self.throw.value
-        self.optarg = ct.c_char_p.in_dll(self.libc, "optarg")
+        self.optarg = ct.c_void_p.in_dll(self.libc, "optarg")
         self.optind = ct.c_int.in_dll(self.libc, "optind")
+
+    def use(self, nfproto: int) -> None:
+        """Set the protocol family that libxtables works for."""
+        if nfproto != self._nfproto:
+            self._set_nfproto(nfproto)
+            self._nfproto = nfproto
 
     def set_exit_err(self, function: int | None) -> None:
         """Point libxtables' ``exit_err`` at a C function; None for the guarded throw."""
@@ -245,7 +247,7 @@ def libiptc(family: int) -> _Functions:
     carry no argument types, so they are declared here.
     """
     libraries()
-    raw = _bindings()["ip4tc" if family == 4 else "ip6tc"]._libiptc  # noqa: SLF001
+    raw = _bindings()["ip4tc" if family == 4 else "ip6tc"]._libiptc
     library = ct.CDLL(raw._name, use_errno=True)
     prefix = "iptc_" if family == 4 else "ip6tc_"
     text, handle, number, counters = ct.c_char_p, ct.c_void_p, ct.c_uint, ct.c_void_p

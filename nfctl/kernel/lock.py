@@ -80,7 +80,7 @@ def _acquire(fd: int, wait: float) -> bool:
     return False
 
 
-class _Timeout(Exception):  # noqa: N818 - never seen outside
+class _Timeout(Exception):
     pass
 
 

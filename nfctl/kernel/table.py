@@ -15,9 +15,10 @@ from __future__ import annotations
 import ctypes as ct
 import errno as errnos
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from nfctl.errors import BadInput, Changed, NfctlError, NotPermitted, Unsupported
+from nfctl.errors import BadInput, Changed, NotPermitted, Unsupported
+from nfctl.kernel.blob import Policy, cannot_open
 from nfctl.kernel.decode import Parts
 from nfctl.kernel.layout import COUNTERS, EXTENSION_HEADER, OFFSETS, layout
 from nfctl.kernel.libraries import libiptc, libraries
@@ -26,17 +27,7 @@ from nfctl.ruleset.names import check_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Negative verdicts of a standard target, as libiptc writes them: -NF_* - 1.
-_VERDICT_NAMES = {-1: b"DROP", -2: b"ACCEPT", -4: b"QUEUE", -5: b"RETURN"}
 _INT = ct.c_int32
-
-
-class Policy(NamedTuple):
-    """What a built-in chain does with what falls through, and how much that was."""
-
-    verdict: str
-    packets: int
-    octets: int
 
 
 class Table:
@@ -47,29 +38,21 @@ class Table:
         self.layout = layout(family)
         self.family = family
         self.name = name
-        self._lib = libiptc(family)
+        self._lib: Any = libiptc(family)
         self._jumps: dict[int, bytes] = {}
         self._handle = self._open()
 
     def _open(self) -> int:
         name = self.name.encode()
-        libraries().set_nfproto(self.layout.nfproto)
+        libraries().use(self.layout.nfproto)
         handle = self._lib.init(name)
         if not handle and ct.get_errno() not in {errnos.EPERM, errnos.EACCES}:
             libraries().load_modules()
             handle = self._lib.init(name)
         if not handle:
-            raise self._cannot_open(ct.get_errno())
+            number = ct.get_errno()
+            raise cannot_open(self.family, self.name, number, self._words(number))
         return int(handle)
-
-    def _cannot_open(self, number: int) -> NfctlError:
-        what = f"table {self.name} (IPv{self.family})"
-        if number in {errnos.EPERM, errnos.EACCES}:
-            msg = f"{what} cannot be opened: {os.strerror(number)}"
-            return NotPermitted(msg, hint="CAP_NET_ADMIN and CAP_NET_RAW are needed: run as root")
-        words = self._words(number)
-        msg = f"{what} cannot be opened: {words}"
-        return Unsupported(msg, hint="nfctl doctor names what the kernel lacks")
 
     def _words(self, number: int) -> str:
         text = self._lib.strerror(number)
@@ -83,9 +66,9 @@ class Table:
 
     def close(self) -> None:
         """Forget the table and all edits that were not committed."""
-        handle, self._handle = self._handle, 0
-        if handle:
-            self._lib.free(handle)
+        if self._handle:
+            self._lib.free(self._handle)
+        self._handle, self._lib = 0, _Closed()
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -234,6 +217,14 @@ class Table:
             msg = f"{what}: {os.strerror(number)}"
             raise Unsupported(msg)
         raise Refusal(f"{what}: {self._words(number)}", number)
+
+
+class _Closed:
+    """Stands in for libiptc once a table is closed: C must not be called with that handle."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        msg = f"{name}: the table is closed; open it again to see what the kernel holds now"
+        raise RuntimeError(msg)
 
 
 class Refusal(BadInput):

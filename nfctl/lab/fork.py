@@ -65,16 +65,21 @@ class Child(Generic[T]):
     """A forked child that runs ``function(*args)``; create, then :meth:`result` or :meth:`kill`."""
 
     def __init__(self, function: Callable[..., T], *args: Any) -> None:
-        reader, writer = os.pipe()
+        self.pid = 0
+        self._status: int | None = None
         sys.stdout.flush()  # or the child would print the parent's unwritten text again
         sys.stderr.flush()
-        with fork_is_safe(), signals_blocked():
-            self.pid = os.fork()
-            if self.pid == 0:
-                _be_child(function, args, writer)
-            os.close(writer)
-            self._reader = reader
-            self._status: int | None = None
+        try:
+            with fork_is_safe(), signals_blocked():
+                self._reader, writer = os.pipe()
+                self.pid = os.fork()
+                if self.pid == 0:
+                    _be_child(function, args, writer)
+                os.close(writer)
+        except BaseException:  # a signal that was held back until now
+            if self.pid:
+                self.kill()
+            raise
 
     def result(self, timeout: float) -> T:
         """Wait for the child and return what its function returned, or raise what it raised.
@@ -84,10 +89,10 @@ class Child(Generic[T]):
         """
         try:
             data = self._read(time.monotonic() + timeout)
+            self.wait()
         except BaseException:
             self.kill()
             raise
-        self.wait()
         if not data:
             raise ChildProcessError(f"the child process ended with status {self._status}")
         # The bytes come from our own child over a private pipe.
@@ -116,7 +121,7 @@ class Child(Generic[T]):
     def _read(self, deadline: float) -> bytes:
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
-        parts = []
+        parts: list[bytes] = []
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
@@ -133,7 +138,7 @@ def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: in
         try:
             data = pickle.dumps((True, function(*args)))
         except BaseException as error:  # noqa: BLE001 - the parent raises it again
-            data = pickle.dumps((False, _portable(error)))
+            data = pickle.dumps((False, portable(error)))
         sys.stdout.flush()
         sys.stderr.flush()
         view = memoryview(data)
@@ -143,8 +148,8 @@ def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: in
         os._exit(0)
 
 
-def _portable(error: BaseException) -> BaseException:
-    """``error`` if it survives pickling, or else a RuntimeError that says the same."""
+def portable(error: BaseException) -> BaseException:
+    """Return ``error`` if it survives pickling, or else a RuntimeError that says the same."""
     text = "".join(traceback.format_exception(error)).rstrip()
     error.add_note(f"In the child process:\n{text}")
     try:

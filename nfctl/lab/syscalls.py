@@ -45,7 +45,7 @@ def setns(path: Path, kind: int) -> None:
 
 
 def mount(source: str | Path, target: str | Path, flags: int) -> None:
-    """Bind, or change the propagation of, a mount: mount(2) without a file system type."""
+    """Bind a directory elsewhere, or change how a mount propagates."""
     result = _libc.mount(
         os.fsencode(source), os.fsencode(target), b"none", ctypes.c_ulong(flags), None
     )

@@ -49,7 +49,9 @@ def protocol_number(text: str) -> int:
         return socket.getprotobyname(name)
     except (OSError, ValueError):
         msg = f'unknown protocol "{text}" specified'
-        raise BadInput(msg, hint="a number, tcp, udp, icmp, ... or a name of /etc/protocols") from None
+        raise BadInput(
+            msg, hint="a number, tcp, udp, icmp, ... or a name of /etc/protocols"
+        ) from None
 
 
 _C_INTEGER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
@@ -85,11 +87,14 @@ def addresses(text: str, family: int, *, resolve: bool = False) -> list[tuple[by
         if not any(mask):
             result.append((mask, mask))
             continue
-        result.extend((_masked(found, mask), mask) for found in _hosts(address_text, family, resolve))
+        result.extend(
+            (masked(found, mask), mask) for found in _hosts(address_text, family, resolve)
+        )
     return result
 
 
-def _masked(address: bytes, mask: bytes) -> bytes:
+def masked(address: bytes, mask: bytes) -> bytes:
+    """Return the address with the bits outside the mask cleared."""
     width = len(mask)
     value = int.from_bytes(address, "big") & int.from_bytes(mask, "big")
     return value.to_bytes(width, "big")
@@ -132,6 +137,7 @@ def _address(text: str, family: int) -> bytes | None:
     return bytes(numbers + [0] * (4 - len(numbers)))
 
 
+@cache
 def _mask(text: str, family: int) -> bytes:
     width = 4 if family == 4 else 16
     written_out = _address(text, family)

@@ -23,12 +23,15 @@ class Counters(NamedTuple):
     bytes: int = 0
 
 
+_ZERO = Counters()
+
+
 @dataclass(slots=True)
 class Rule:
     """A rule: its specification (iptables' own text, after ``-A CHAIN``) and its counters."""
 
     spec: str
-    counters: Counters = Counters()
+    counters: Counters = _ZERO
 
     def parsed(self, family: int = 4) -> Spec:
         """Return the specification taken apart."""
@@ -41,7 +44,7 @@ class Chain:
 
     name: str
     policy: str | None = None
-    counters: Counters = Counters()
+    counters: Counters = _ZERO
     rules: list[Rule] = field(default_factory=list)
 
     @property
@@ -116,7 +119,7 @@ class Ruleset:
         return "".join(table.render(counters=counters) for table in self.tables.values())
 
     def __iter__(self) -> Iterator[Table]:
-        """The tables, in order."""
+        """Iterate over the tables, in order."""
         return iter(self.tables.values())
 
 

@@ -80,7 +80,9 @@ _COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\][ \t]*")
 _U64 = (1 << 64) - 1
 
 
-def parse(text: str, *, source: str = "<stdin>", family: int = 4, only: str | None = None) -> Script:
+def parse(
+    text: str, *, source: str = "<stdin>", family: int = 4, only: str | None = None
+) -> Script:
     """Read iptables-save text.
 
     ``only`` names the one table to keep (``-t``); the others are read over as iptables-restore
@@ -116,7 +118,7 @@ class _Reader:
         found = False
         if self.lines and not self.lines[-1]:
             self.lines.pop()
-        match_rule = _RULE.fullmatch
+        match_rule, new = _RULE.fullmatch, tuple.__new__  # the constructor of a NamedTuple is slow
         items: list[Append | Command] = []
         for number, line in enumerate(self.lines, 1):
             self.number = number
@@ -128,15 +130,20 @@ class _Reader:
                     if spec is None or not (
                         spec[:1] in "\t " or " -4" in line or " -6" in line or "--ipv" in line
                     ):
-                        counters = None if packets is None else (int(packets) & _U64, int(octets) & _U64)
+                        counters = (
+                            None if packets is None else (int(packets) & _U64, int(octets) & _U64)
+                        )
+                        column = rule.start(4) + 1 if spec else 1
                         items.append(
-                            Append(chain, spec or "", counters, number, rule.start(4) + 1 if spec else 1)
+                            new(Append, (chain, spec or "", counters, number, column, None))
                         )
                         continue
             if not line or line[0] == "#":
                 continue
             if line[-1] == "\r":
-                self.fail("the line ends with a carriage return", len(line), "convert the file: dos2unix")
+                self.fail(
+                    "the line ends with a carriage return", len(line), "convert the file: dos2unix"
+                )
             if section is None:
                 if line[0] != "*":
                     self.fail("this stands outside a table", 1, "a table begins with *NAME")
@@ -158,7 +165,11 @@ class _Reader:
             self.fail(f"COMMIT is missing: table {section.table} begins in line {section.line}")
         if not found:
             self.number = 0
-            self.fail("there is no table in this input", 0, "a table begins with *filter and ends with COMMIT")
+            self.fail(
+                "there is no table in this input",
+                0,
+                "a table begins with *filter and ends with COMMIT",
+            )
 
     def _begin(self, line: str) -> Section:
         words = line[1:].split()
@@ -178,15 +189,26 @@ class _Reader:
         if len(name.text.encode("utf-8", "surrogateescape")) > MAX_NAME:
             self.fail(f"Invalid chain name `{name.text}' ({MAX_NAME} chars max)", name.column)
         if len(words) < 2:
-            self.fail(f"chain {name.text} has no policy", len(line) + 1, "ACCEPT, DROP, or - for a chain of yours")
+            self.fail(
+                f"chain {name.text} has no policy",
+                len(line) + 1,
+                "ACCEPT, DROP, or - for a chain of yours",
+            )
         policy = words[1].text
         if policy not in (*POLICIES, "-"):
-            self.fail(f"a policy is ACCEPT or DROP (- for a chain of yours), not {policy!r}", words[1].column)
+            self.fail(
+                f"a policy is ACCEPT or DROP (- for a chain of yours), not {policy!r}",
+                words[1].column,
+            )
         counters = None
         if len(words) > 2:
             found = _COUNTERS.fullmatch(words[2].text)
             if found is None:
-                self.fail(f"invalid policy counters for chain '{name.text}'", words[2].column, "[packets:bytes]")
+                self.fail(
+                    f"invalid policy counters for chain '{name.text}'",
+                    words[2].column,
+                    "[packets:bytes]",
+                )
             counters = (int(found[1]) & _U64, int(found[2]) & _U64)
         return Command(":", name.text, self.number, name.column, argument=policy, counters=counters)
 
@@ -204,7 +226,9 @@ class _Reader:
         words, ours = self._family(words)
         if not ours:
             return []
-        at = next((i for i, word in enumerate(words) if word.text in _VERBS or _attached(word.text)), None)
+        at = next(
+            (i for i, word in enumerate(words) if word.text in _VERBS or _attached(word.text)), None
+        )
         if at is None:
             self.fail("there is no command in this line", column, "a rule begins with -A CHAIN")
         verb = words[at]

@@ -75,7 +75,7 @@ class Use(NamedTuple):
     options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The options as they would be typed."""
+        """Return the options as they would be typed."""
         return join(self.options)
 
 

@@ -15,14 +15,20 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.bench import measures, report
-from tests.bench.harness import Result
 from tests.bench.room import Wrong
+
+if TYPE_CHECKING:
+    from tests.bench.harness import Result
 
 SIZES = (1_000, 10_000, 50_000)
 ROUNDS = 7
-_TOOLS = ("unshare", "mount", "ipset", "iptables-legacy", "iptables-legacy-restore")
+_TOOLS = (
+    "unshare", "mount", "ipset",
+    "iptables-legacy", "iptables-legacy-restore", "iptables-legacy-save",
+)  # fmt: skip
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -43,7 +49,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a floor is missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a floor is missed or a side was refused"
+    )
     parser.add_argument(
         "--nfctl",
         default=str(Path(sys.executable).parent / "nfctl"),
@@ -135,10 +143,11 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(report.lines(results)))
     if not options.check:
         return 0
-    bad = [(one, verdict) for one in results for verdict in one.verdicts if verdict.holds is False]
+    bad = [(one, verdict) for one in results for verdict in one.verdicts if not verdict.passes]
     for one, verdict in bad:
         at = f" at {one.rules:,}" if one.rules else ""
-        _say(f"{one.name}{at}: {report.word(verdict)} (floor {verdict.bound.floor})")
+        floor = f" (floor {verdict.bound.floor})" if verdict.bound.floor else ""
+        _say(f"{one.name}{at}: {report.word(verdict)}{floor}")
     return 1 if bad else 0
 
 

@@ -13,7 +13,11 @@ there before the rules: ``ipset restore`` takes :func:`ipsets`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHAIN_RULES = 100
 """About how many rules a user-defined chain gets."""
@@ -50,7 +54,7 @@ _SHARES = {"raw": 0.05, "mangle": 0.10, "nat": 0.15}
 
 
 def ipsets() -> str:
-    """The sets that the rules name, as input for ``ipset restore``."""
+    """Return the sets that the rules name, as input for ``ipset restore``."""
     lines = []
     for name in _HASH_SETS:
         kind = "hash:net" if name.endswith("nets") else "hash:ip"
@@ -99,7 +103,7 @@ def with_counters(text: str, *, seed: int = 1) -> str:
 
 
 def user_chains(text: str) -> list[str]:
-    """The names of the user-defined chains of a ruleset, in its order."""
+    """Return the names of the user-defined chains of a ruleset, in its order."""
     lines = (line for line in text.splitlines() if line.startswith(":"))
     return [line[1:].split(" ", 1)[0] for line in lines if line.endswith(" - [0:0]")]
 
@@ -183,7 +187,7 @@ class _Table:
         for weight in weights:
             run += weight
             cuts.append(round(rules * run / total) if total else 0)
-        return [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+        return [end - start for start, end in pairwise(cuts)]
 
     def _dispatch(self, hook: str) -> str:
         """Say which packets go to a chain: those of a prefix, and of a direction or a link."""

@@ -70,11 +70,16 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A bound, and what was measured for it; ``value`` is None when a side was refused."""
+    """A bound, and what was measured for it; ``value`` is None when a side was refused.
+
+    ``value`` is the ratio of the median wall times, or megabytes. The ratios of the minima and
+    of the median CPU times show beside it whether a busy machine had a part in that.
+    """
 
     bound: Bound
     value: float | None = None
     of_minima: float | None = None
+    of_cpu: float | None = None
 
     @property
     def holds(self) -> bool | None:
@@ -82,6 +87,11 @@ class Verdict:
         if self.bound.floor is None:
             return None
         return self.value is not None and self.value < self.bound.floor
+
+    @property
+    def passes(self) -> bool:
+        """Whether it was measured, and no floor was missed: what was refused never passes."""
+        return self.value is not None and self.holds is not False
 
     @property
     def meets_aim(self) -> bool | None:
@@ -151,4 +161,5 @@ def _judge(bound: Bound, judged: Samples, samples: dict[str, Samples]) -> Verdic
         bound,
         judged.wall() / other.wall(),
         judged.least_wall() / other.least_wall(),
+        judged.cpu() / other.cpu(),
     )

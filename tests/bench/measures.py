@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.bench import generate
 from tests.bench.harness import Bound, Result, Side, race
 from tests.bench.room import Room, Wrong
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import ExitStack
+    from pathlib import Path
 
 # The floors of the ratios hold from this size on.
 JUDGED_FROM = 50_000
@@ -78,11 +81,11 @@ class Texts:
     file_a_counted: Path
 
     def file(self, turn: int) -> Path:
-        """The ruleset of a round: b, a, b, a and so on from round -1, the warm-up."""
+        """Return the ruleset of a round: b, a, b, a and so on from round -1, the warm-up."""
         return self.file_b if turn % 2 else self.file_a
 
     def chain(self) -> str:
-        """A chain in the middle, where one rule is added."""
+        """Pick a chain in the middle, where one rule is added."""
         chains = generate.user_chains(self.a)
         return chains[len(chains) // 2] if chains else "INPUT"
 
@@ -98,7 +101,7 @@ class Bench:
     _rooms: dict[str, Room] = field(default_factory=dict)
 
     def room(self, name: str) -> Room:
-        """The room of one side, with the sets that the rules name."""
+        """Return the room of one side, with the sets that the rules name."""
         if name not in self._rooms:
             room = self.stack.enter_context(Room(name, self.scratch))
             sets = self.scratch / "sets"
@@ -118,8 +121,8 @@ class Bench:
 
     def load(self, side: str, file: Path, *, counters: bool = False) -> None:
         """Put a ruleset into a side's room with the iptables tools, whichever side it is."""
-        words = [f"{_oracle(side)}-restore", *(["-c"] if counters else []), file]
-        self.room(side).run(words)
+        flags = ["-c"] if counters else []
+        self.room(side).run([f"{_oracle(side)}-restore", *flags, file])
 
     def expect(self, side: str, text: str, *, counters: bool = False) -> None:
         """Raise unless the side's room holds exactly this ruleset, as the oracle prints it."""
@@ -136,7 +139,7 @@ class Bench:
 
 
 def bare(text: str) -> list[str]:
-    """The lines of iptables-save text without the comments, which carry the time."""
+    """Return the lines of iptables-save text without its comments, which carry the time."""
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
@@ -152,12 +155,12 @@ def same(what: str, got: str, want: str) -> None:
 
 
 def _oracle(side: str) -> str:
-    """The tools that say what a side's room holds: nfctl writes the legacy tables."""
+    """Name the tools that say what a side's room holds: nfctl writes the legacy tables."""
     return NFT if side == NFT else LEGACY
 
 
-def _ratio(bench_rules: int, against: str, floor: float, aim: float | None = None) -> Bound:
-    if bench_rules < JUDGED_FROM:
+def _ratio(rules: int, against: str, floor: float, aim: float | None = None) -> Bound:
+    if rules < JUDGED_FROM:
         return Bound(against)
     return Bound(against, floor, aim)
 
@@ -282,9 +285,9 @@ def add(bench: Bench, texts: Texts) -> Result:
 
 
 def memory(bench: Bench, texts: Texts) -> Iterator[Result]:
-    """The peak memory of a restore onto other rules, and of a save."""
+    """Take the peak memory of a restore onto other rules, and of a save."""
     bounds = [Bound(None, MEMORY_FLOOR_MB)]
-    rounds = min(3, bench.rounds)
+    rounds = min(2, bench.rounds)  # it hardly differs from run to run
 
     def side(name: str, argv: Callable[[int], list[str | Path]], save_it: bool) -> Side:
         def prove() -> None:
@@ -307,12 +310,12 @@ def memory(bench: Bench, texts: Texts) -> Iterator[Result]:
         side(NFCTL, lambda turn: [bench.nfctl, "restore", texts.file(turn)], False),
         side(LEGACY, lambda turn: [f"{LEGACY}-restore", texts.file(turn)], False),
     ]
-    yield race("memory: restore", texts.rules, sides, bounds, rounds)
+    yield race("memory-restore", texts.rules, sides, bounds, rounds)
     sides = [
         side(NFCTL, lambda _: [bench.nfctl, "save", "-c"], True),
         side(LEGACY, lambda _: [f"{LEGACY}-save", "-c"], True),
     ]
-    yield race("memory: save", texts.rules, sides, bounds, rounds)
+    yield race("memory-save", texts.rules, sides, bounds, rounds)
 
 
 def help_(bench: Bench) -> Result:
@@ -369,7 +372,7 @@ ALONE: dict[str, Callable[[Bench], Result]] = {"help": help_, "list-empty": list
 NAMES = (*BY_SIZE, "memory", *ALONE)
 
 
-def measure(bench: Bench, sizes: list[int], names: list[str]) -> Iterator[Result]:
+def measure(bench: Bench, sizes: list[int], names: Sequence[str]) -> Iterator[Result]:
     """Take the named measurements, size by size."""
     for name, alone in ALONE.items():
         if name in names:

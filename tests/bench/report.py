@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.bench.harness import Bound, Result, Samples, Verdict
 from tests.bench.measures import NFCTL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 SCHEMA = 1
 
@@ -52,38 +55,39 @@ def _cpu_model() -> str:
 
 
 _HEAD = (
-    "what", "rules", "against", "nfctl", "other", "ratio", "of minima", "floor", "aim", "",
-    "CPU s", "other", "MB", "other",
+    "what", "rules", "against", "nfctl", "other", "ratio", "of minima", "of CPU", "floor", "aim",
+    "", "CPU s", "other", "MB", "other",
 )  # fmt: skip
 
 
 def _cells(result: Result, verdict: Verdict) -> list[str]:
     bound = verdict.bound
     mine = result.sides[NFCTL]
-    # Memory is judged by itself; the other side is shown beside it all the same.
-    names = [name for name in result.sides if name != NFCTL]
-    other_name = bound.against or names[0]
+    # Memory is judged by itself, and the runs for it are too few for a time.
+    timed = bound.against is not None
+    other_name = bound.against or next(name for name in result.sides if name != NFCTL)
     other = result.sides.get(other_name, Samples(refused="not installed"))
     return [
         result.name,
         f"{result.rules:,}" if result.rules else "-",
         other_name,
-        _number(mine, "wall"),
-        _number(other, "wall"),
-        _ratio(verdict.value) if bound.against else "-",
-        _ratio(verdict.of_minima) if bound.against else "-",
+        _number(mine, "wall") if timed else "-",
+        _number(other, "wall") if timed else "-",
+        _ratio(verdict.value) if timed else "-",
+        _ratio(verdict.of_minima),
+        _ratio(verdict.of_cpu),
         _bound(bound, bound.floor),
         _bound(bound, bound.aim),
         word(verdict),
-        _number(mine, "cpu"),
-        _number(other, "cpu"),
+        _number(mine, "cpu") if timed else "-",
+        _number(other, "cpu") if timed else "-",
         _number(mine, "rss"),
         _number(other, "rss"),
     ]
 
 
 def word(verdict: Verdict) -> str:
-    """The verdict in a word."""
+    """Put the verdict in a word."""
     if verdict.holds is None:
         return "-" if verdict.value is not None else "not measured"
     if verdict.value is None:
@@ -113,12 +117,12 @@ def _bound(bound: Bound, value: float | None) -> str:
 
 
 def lines(results: Sequence[Result]) -> Iterator[str]:
-    """The table for a terminal, and below it why a side was refused."""
+    """Lay out the table for a terminal, and below it why a side was refused."""
     rows = [list(_HEAD), *(_cells(one, verdict) for one in results for verdict in one.verdicts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
-            cell.ljust(width) if i in (0, 2, 9) else cell.rjust(width)
+            cell.ljust(width) if i in (0, 2, 10) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
@@ -132,22 +136,26 @@ def refusals(results: Sequence[Result]) -> Iterator[str]:
         for name, samples in result.sides.items():
             if samples.refused:
                 yield f"{result.name}{at}: {name} was not timed: {samples.refused}"
+        for verdict in result.verdicts:
+            against = verdict.bound.against
+            if against and against not in result.sides:
+                yield f"{result.name}{at}: {against} was not timed: it is not installed"
 
 
 def markdown(machine: Machine, rounds: int, results: Sequence[Result]) -> Iterator[str]:
-    """The table for a README: seconds of whole processes, medians."""
+    """Lay out the table for a README: seconds of whole processes, medians."""
     yield "| | rules | nfctl | the other | ratio | floor | aim | peak memory |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for result in results:
         for verdict in result.verdicts:
             cells = _cells(result, verdict)
-            what, rules, against, mine, other, ratio, _, floor, aim, *_, rss, _ = cells
+            what, rules, against, mine, other, ratio, _, _, floor, aim, *_, rss, _ = cells
             unit = "" if mine == "-" else " s"
             cells = [
-                f"`{what}`" if verdict.bound.against else what,
+                f"`{what}`",
                 rules,
                 f"{mine}{unit}",
-                f"{against} {other}{'' if other == '-' else ' s'}",
+                "-" if other == "-" else f"{against} {other} s",
                 f"**{ratio}**" if ratio != "-" else "-",
                 floor,
                 aim,
@@ -204,6 +212,7 @@ def _verdict(verdict: Verdict) -> dict[str, object]:
         "against": verdict.bound.against,
         "value": verdict.value,
         "of_minima": verdict.of_minima,
+        "of_cpu": verdict.of_cpu,
         "floor": verdict.bound.floor,
         "aim": verdict.bound.aim,
         "floor_holds": verdict.holds,

@@ -13,11 +13,14 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
 # Far above what the slowest side needs for the largest size: this is for what hangs.
 PATIENCE = 300.0
@@ -113,11 +116,11 @@ class Room:
         return self.stdout()
 
     def stdout(self) -> str:
-        """What the last command printed."""
+        """Return what the last command printed."""
         return self._out.read_text(encoding="utf-8", errors="replace")
 
     def stderr(self) -> str:
-        """What the last command complained about."""
+        """Return what the last command complained about."""
         try:
             return self._err.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:

@@ -27,8 +27,9 @@ def spawn(request: dict[str, str | list[str]]) -> dict[str, float]:
     files = [
         (os.POSIX_SPAWN_OPEN, 0, str(request.get("stdin", os.devnull)), os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(request.get("stdout", os.devnull)), write, 0o600),
-        (os.POSIX_SPAWN_OPEN, 2, str(request.get("stderr", os.devnull)), write, 0o600),
     ]
+    if "stderr" in request:
+        files.append((os.POSIX_SPAWN_OPEN, 2, str(request["stderr"]), write, 0o600))
     start = time.perf_counter()
     try:
         # Python ignores SIGPIPE; what it starts should not.
@@ -52,7 +53,7 @@ def main() -> None:
     for path in PRIVATE:
         if os.path.isdir(path):  # noqa: PTH112 - pathlib would double this process
             mount = ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", path]
-            if spawn({"argv": mount, "stderr": "/dev/stderr"})["code"]:
+            if spawn({"argv": mount})["code"]:
                 sys.exit(f"cannot mount a private {path}")
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,0 +1,223 @@
+"""A table read with one getsockopt: a consistent picture of all its rules and counters.
+
+``IPT_SO_GET_INFO`` (struct ipt_getinfo) says how large the table is and where its hooks enter,
+``IPT_SO_GET_ENTRIES`` (struct ipt_get_entries) copies the entries, which the kernel holds as one
+stretch: the built-in chains, each ending in its policy, then the user-defined ones, each begun by
+an entry whose target is ERROR and holds the chain's name, and ending in a RETURN. Jumps are
+offsets into the stretch. Sources: linux/netfilter_ipv4/ip_tables.h, libiptc/libiptc.c.
+
+For editing there is :mod:`nfctl.kernel.table`; reading this way spares libiptc's copies of every
+rule, and the comparison in restore needs not even that.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import errno as errnos
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+from nfctl.errors import NfctlError, NotPermitted, Unsupported
+from nfctl.kernel.decode import Parts
+from nfctl.kernel.layout import COUNTERS, EXTENSION_HEADER, OFFSETS, STANDARD_TARGET, layout
+from nfctl.kernel.libraries import libraries
+from nfctl.ruleset.names import check_table
+
+_GET_INFO, _GET_ENTRIES = 64, 65  # IPT_BASE_CTL and the one after it; the same for IPv6
+_INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
+_ENTRIES_HEADER = 40  # struct ipt_get_entries: name[32], size, and padding to the entries
+_ERROR_TARGET = 64  # struct xt_error_target, aligned
+_ERROR = b"ERROR\0"
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # enum nf_inet_hooks
+_VERDICTS = {-1: b"DROP", -2: b"ACCEPT", -4: b"QUEUE", -5: b"RETURN"}  # -NF_* - 1, XT_RETURN
+_ATTEMPTS = 20
+
+
+class Info(NamedTuple):
+    """What ``IPT_SO_GET_INFO`` tells about a table."""
+
+    valid_hooks: int
+    hook_entry: tuple[int, ...]
+    entries: int  # number, policies and chain heads included
+    size: int  # bytes
+
+
+class Policy(NamedTuple):
+    """What a built-in chain does with what falls through, and how much that was."""
+
+    verdict: str
+    packets: int
+    octets: int
+
+
+class Span(NamedTuple):
+    """Where a rule stands in the blob: the entry, its target, its end."""
+
+    start: int
+    target: int
+    end: int
+
+
+class BlobChain(NamedTuple):
+    """A chain in the blob; ``policy`` is None for a user-defined one."""
+
+    name: str
+    policy: Policy | None
+    rules: list[Span]
+
+
+class Blob:
+    """A table as the kernel held it at one moment."""
+
+    def __init__(self, family: int, table: str) -> None:
+        self.layout = layout(family)
+        self.family = family
+        self.table = check_table(table)
+        with _Socket(family, table) as source:
+            self.info, self.data = source.entries()
+        self._firsts: dict[int, bytes] = {}  # offset of a chain's first rule: its name
+        self.chains = self._cut()
+
+    def _cut(self) -> list[BlobChain]:
+        data, at = self.data, self.layout
+        heads = {
+            offset: name
+            for hook, (offset, name) in enumerate(zip(self.info.hook_entry, _HOOKS, strict=True))
+            if self.info.valid_hooks >> hook & 1
+        }
+        unpack, offsets_at, size = OFFSETS.unpack_from, at.offsets_at, self.info.size
+        builtin: list[tuple[str, list[Span]]] = []
+        user: list[tuple[str, list[Span]]] = []
+        spans: list[Span] = []
+        start = 0
+        while start < size:
+            target_at, length = unpack(data, start + offsets_at)
+            end, target = start + length, start + target_at
+            if length - target_at == _ERROR_TARGET and data[target + 2 : target + 8] == _ERROR:
+                if end >= size:
+                    break  # the entry that ends the table
+                raw = data[target + EXTENSION_HEADER.size : end].partition(b"\0")[0]
+                spans = []
+                user.append((raw.decode("utf-8", "surrogateescape"), spans))
+                self._firsts[end] = raw
+            else:
+                if start in heads:
+                    spans = []
+                    builtin.append((heads[start], spans))
+                spans.append(Span(start, target, end))
+            start = end
+        user.sort(key=lambda chain: chain[0].encode("utf-8", "surrogateescape"))
+        chains = [BlobChain(name, self._policy(rules.pop()), rules) for name, rules in builtin]
+        for name, rules in user:
+            rules.pop()  # the RETURN at the end
+            chains.append(BlobChain(name, None, rules))
+        return chains
+
+    def _policy(self, span: Span) -> Policy:
+        verdict = STANDARD_TARGET.unpack_from(self.data, span.target)[3]
+        return Policy(_VERDICTS.get(verdict, b"ACCEPT").decode(), *self.counters(span))
+
+    def counters(self, span: Span) -> tuple[int, int]:
+        """Return a rule's (packets, bytes)."""
+        packets, octets = COUNTERS.unpack_from(self.data, span.start + self.layout.counters_at)
+        return packets, octets
+
+    def parts(self, rules: list[Span]) -> list[Parts]:
+        """Return rules cut at their seams, jumps by name."""
+        data, ip_size, size = self.data, self.layout.ip.size, self.layout.size
+        verdict_at = EXTENSION_HEADER.size
+        names: dict[int, bytes] = {**self._firsts, **_VERDICTS}
+        unpack = struct.Struct("=i").unpack_from
+        found = []
+        for start, target, end in rules:
+            jump: bytes | None = None
+            if not data[target + 2]:  # the standard target has the empty name
+                verdict = unpack(data, target + verdict_at)[0]
+                # a rule without a target "jumps" to the rule behind it
+                jump = b"" if verdict == end else names.get(verdict, b"")
+            found.append(
+                Parts(
+                    data[start : start + ip_size],
+                    data[start + size : target],
+                    data[target:end],
+                    jump,
+                )
+            )
+        return found
+
+
+def info(family: int, table: str) -> Info:
+    """Return what the kernel says of a table, without copying its rules."""
+    with _Socket(family, table) as source:
+        return source.info()
+
+
+class _Socket:
+    """A raw socket, which is what the table's socket options hang on."""
+
+    def __init__(self, family: int, table: str) -> None:
+        self.layout = layout(family)
+        self.table = table
+        self._level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
+        try:
+            self._socket = socket.socket(
+                self.layout.address_family, socket.SOCK_RAW, socket.IPPROTO_RAW
+            )
+        except OSError as error:
+            raise self._error(error.errno or 0) from None
+        self._libc = libraries().libc
+
+    def __enter__(self) -> _Socket:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._socket.close()
+
+    def _get(self, option: int, buffer: ct.Array[ct.c_char]) -> int:
+        length = ct.c_uint32(len(buffer))
+        done = self._libc.getsockopt(
+            self._socket.fileno(), self._level, option, buffer, ct.byref(length)
+        )
+        return 0 if done == 0 else ct.get_errno()
+
+    def info(self) -> Info:
+        buffer = ct.create_string_buffer(_INFO.size)
+        buffer.value = self.table.encode()
+        number = self._get(_GET_INFO, buffer)
+        if number in {errnos.ENOPROTOOPT, errnos.ENOENT}:
+            libraries().use(self.layout.nfproto)
+            libraries().load_modules()
+            buffer.value = self.table.encode()
+            number = self._get(_GET_INFO, buffer)
+        if number:
+            raise self._error(number)
+        fields = _INFO.unpack(buffer.raw)
+        return Info(fields[1], fields[2:7], fields[12], fields[13])
+
+    def entries(self) -> tuple[Info, bytes]:
+        for _ in range(_ATTEMPTS):
+            found = self.info()
+            buffer = ct.create_string_buffer(_ENTRIES_HEADER + found.size)
+            struct.pack_into("=32sI", buffer, 0, self.table.encode(), found.size)
+            number = self._get(_GET_ENTRIES, buffer)
+            if number == 0:
+                view = memoryview(buffer)
+                return found, bytes(view[_ENTRIES_HEADER:])
+            if number != errnos.EAGAIN:  # EAGAIN: it has another size by now
+                raise self._error(number)
+        raise self._error(errnos.EAGAIN)
+
+    def _error(self, number: int) -> NfctlError:
+        return cannot_open(self.layout.family, self.table, number, os.strerror(number))
+
+
+def cannot_open(family: int, table: str, number: int, words: str) -> NfctlError:
+    """Return the error for a table that cannot be opened."""
+    what = f"table {table} (IPv{family})"
+    if number in {errnos.EPERM, errnos.EACCES}:
+        msg = f"{what} cannot be opened: {os.strerror(number)}"
+        return NotPermitted(msg, hint="CAP_NET_ADMIN and CAP_NET_RAW are needed: run as root")
+    msg = f"{what} cannot be opened: {words}"
+    return Unsupported(msg, hint="nfctl doctor names what the kernel lacks")
