@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control.edit import TableEdit
 from nfctl.control.transaction import Transaction, clear
 from nfctl.errors import AnswerNo, BadInput, NfctlError, Unsupported, Where
 from nfctl.kernel import lock
@@ -26,6 +25,8 @@ from nfctl.ruleset.words import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from nfctl.control.edit import TableEdit
 
 
 _ERROR_TARGET = 64  # struct xt_error_target, aligned: what begins a user-defined chain

@@ -4,8 +4,9 @@ Looking must change nothing. The legacy side is asked only for tables that are a
 network namespace (``/proc/net/ip_tables_names``): IPT_SO_GET_INFO for any other would
 register it here, or load its module. The answers are ``struct ipt_getinfo`` and
 ``struct ipt_get_entries`` (``include/uapi/linux/netfilter_ipv4/ip_tables.h``, for IPv6
-``ip6_tables.h``); the blob of entries is walked for its counts only. The nf_tables side is
-in :mod:`nfctl.kernel.nftdump`.
+``ip6_tables.h``); the blob of entries is walked for its counts only. :mod:`nfctl.kernel.blob`
+reads whole tables, but needs libxtables; this has to answer where a library is missing. The
+nf_tables side is in :mod:`nfctl.kernel.nftdump`.
 """
 
 from __future__ import annotations

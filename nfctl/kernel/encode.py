@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nfctl.errors import BadInput, NfctlError, Unsupported
 from nfctl.kernel import extensions
 from nfctl.kernel.complaints import explain
-from nfctl.kernel.extensions import Instance, Refused, Words
+from nfctl.kernel.extensions import Extension, Instance, Refused, Words
 from nfctl.kernel.grammar import LONG_OPTIONS, Context, Encoded, Parser
 from nfctl.kernel.header import Entry, Header
 from nfctl.kernel.layout import OFFSETS, layout, standard_target
@@ -88,6 +88,7 @@ class Encoder:
         self._any = (bytes(at.address), bytes(at.address))
         self._entry = Entry(at)
         self._native: dict[str, bytes] = {}
+        self._extensions: dict[tuple[str, str], Extension | None] = {}
 
     def _native_header(self, name: str) -> bytes:
         """Return the match header if the match is the structure known here, else b""."""
@@ -322,8 +323,8 @@ class Encoder:
         if text.count('"') % 2 or "\\" in text:
             return None
         try:
-            words = [word.text for word in split(text)]
-            extension = extensions.find(kind, words[0], self.layout) if words else None
+            words = [word.text for word in split(text)] if '"' in text else text.split(" ")
+            extension = self._extension(kind, words[0]) if all(words) else None
         except NfctlError:
             return None
         if extension is None:
@@ -353,6 +354,12 @@ class Encoder:
                 return extension.canonical(instance.finish())
         except Refused:
             return None
+
+    def _extension(self, kind: str, name: str) -> Extension | None:
+        """Find an extension; libxtables' lists and our own cache are slower than one dictionary."""
+        if (kind, name) not in self._extensions:
+            self._extensions[kind, name] = extensions.find(kind, name, self.layout)
+        return self._extensions[kind, name]
 
     # --- the whole grammar -------------------------------------------------------------------
 

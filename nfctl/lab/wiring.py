@@ -11,6 +11,7 @@ import errno
 import select
 import socket
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from nfctl.errors import BadInput, Unsupported
@@ -33,6 +34,8 @@ def _netlink(doing: str) -> Iterator[Any]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    # pyroute2 0.9.1 leaves a socket to the collector; this process ends in a moment.
+    warnings.simplefilter("ignore", ResourceWarning)
     try:
         with IPRoute() as ip:
             yield ip

@@ -75,7 +75,8 @@ _COMMANDS = {
 }
 _VERBS = {f"-{letter}": letter for letter in _COMMANDS}
 _VERBS |= {f"--{name}": letter for letter, name in _COMMANDS.items()}
-_RULE = re.compile(r'(?:\[([0-9]+):([0-9]+)\] )?-A ([^\s"-][^\s"]*)(?: (.*))?', re.DOTALL)
+_COUNTED = re.compile(r"\[([0-9]+):([0-9]+)\] -A ")
+_BLANK = {"", " ", "\t"}
 _COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\][ \t]*")
 _U64 = (1 << 64) - 1
 
@@ -118,25 +119,35 @@ class _Reader:
         found = False
         if self.lines and not self.lines[-1]:
             self.lines.pop()
-        match_rule, new = _RULE.fullmatch, tuple.__new__  # the constructor of a NamedTuple is slow
+        match_counted = _COUNTED.match
+        new = tuple.__new__  # a NamedTuple's own constructor is slow
         items: list[Append | Command] = []
         for number, line in enumerate(self.lines, 1):
             self.number = number
             if section is not None:
-                rule = match_rule(line)
-                if rule is not None:
-                    packets, octets, chain, spec = rule.groups()
-                    # lines marked for one family, and blanks to skip, are not for the quick way
-                    if spec is None or not (
-                        spec[:1] in "\t " or " -4" in line or " -6" in line or "--ipv" in line
+                # The quick way is for what iptables-save prints; lines marked for one family,
+                # quoted names and needless blanks are for _command().
+                counters, start = None, 3
+                if line[:1] == "[":
+                    counted = match_counted(line)
+                    if counted is not None:
+                        counters = (int(counted[1]) & _U64, int(counted[2]) & _U64)
+                        start = counted.end()
+                if counters is not None or line[:3] == "-A ":
+                    end = line.find(" ", start)
+                    chain = line[start:end]
+                    if (
+                        end > start
+                        and chain[0] not in '-!"\t'
+                        and '"' not in chain
+                        and "\t" not in chain
+                        and line[end + 1 : end + 2] not in _BLANK
+                        and " -4" not in line
+                        and " -6" not in line
+                        and "--ipv" not in line
                     ):
-                        counters = (
-                            None if packets is None else (int(packets) & _U64, int(octets) & _U64)
-                        )
-                        column = rule.start(4) + 1 if spec else 1
-                        items.append(
-                            new(Append, (chain, spec or "", counters, number, column, None))
-                        )
+                        fields = (chain, line[end + 1 :], counters, number, end + 2, None)
+                        items.append(new(Append, fields))
                         continue
             if not line or line[0] == "#":
                 continue
