@@ -13,7 +13,8 @@ from typing import ClassVar, NamedTuple
 class Where(NamedTuple):
     """A place in an input: a file's name (or ``<stdin>``), a line and a column, both from 1.
 
-    ``line`` and ``column`` are 0 where the input has none (a word on the command line).
+    ``line`` is 0 where the input has none; words on the command line have no source either, and
+    are counted from the first word of the rule.
     """
 
     source: str
@@ -45,7 +46,7 @@ class NfctlError(Exception):
 
     def __str__(self) -> str:
         """One line: the place, the message and the hint."""
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = f"{self.where}: {self.message}" if self.where and self.where.source else self.message
         return f"{text} ({self.hint})" if self.hint else text
 
     def at(self, where: Where) -> NfctlError:

@@ -61,11 +61,23 @@ def application(names: list[str]) -> Any:
         module, attribute, panel = _COMMANDS[name]
         member = getattr(importlib.import_module(f"nfctl.cli.{module}"), attribute)
         if isinstance(member, typer.Typer):
+            for command in member.registered_commands:
+                command.help = _paragraphs(command.callback)
             app.add_typer(member, name=name, rich_help_panel=panel)
         else:
             settings = getattr(member, "settings", None)
-            app.command(name, rich_help_panel=panel, context_settings=settings)(member)
+            app.command(
+                name, help=_paragraphs(member), rich_help_panel=panel, context_settings=settings
+            )(member)
     return app
+
+
+def _paragraphs(function: Any) -> str:
+    """Return a docstring with its lines joined: typer would break them where the source does."""
+    import inspect
+
+    text = inspect.getdoc(function) or ""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _version(value: bool) -> None:

@@ -98,7 +98,7 @@ def run(action: Callable[[], int]) -> int:
 
 def show(error: NfctlError) -> None:
     """Print an error: what is wrong, where, and what would be right."""
-    where = f"{error.where}: " if error.where else ""
+    where = f"{error.where}: " if error.where and error.where.source else ""
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     word = "\033[1;31merror:\033[0m" if colour else "error:"
     text = f"nfctl: {word} {where}{error.message}"

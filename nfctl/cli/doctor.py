@@ -32,9 +32,10 @@ _TITLES = {
 def doctor(as_json: Json = False, netns: Netns = None) -> None:
     """Say what nfctl needs and has, who else holds rules, and what to do.
 
-    Ends with 0 if all that nfctl needs is there, with 1 if something is missing or if rules
-    stand in both backends, the legacy tables and nf_tables. Works without root, and then says
-    what it could not look at. Looking changes nothing.
+    Ends with 0 if all that nfctl needs is there, with 1 if something is
+    missing or if rules stand in both backends, the legacy tables and nf_tables.
+    Works without root, and then says what it could not look at. Looking changes
+    nothing.
 
     [bold]Example:[/bold] nfctl doctor --netns blue
     """

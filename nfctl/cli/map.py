@@ -30,9 +30,10 @@ def map_command(
 ) -> None:
     """Draw the tables and chains in the order in which a packet meets them.
 
-    Each line of a box is a table: the rules of its built-in chain, the user-defined chains that
-    jumps lead to from there, its policy, and how many packets the policy decided. A table that
-    is not in use does not exist in this network namespace; looking leaves it so.
+    Each line of a box is a table: the rules of its built-in chain, the
+    user-defined chains that jumps lead to from there, its policy, and how many
+    packets the policy decided. A table that is not in use does not exist in this
+    network namespace; looking leaves it so.
 
     [bold]Example:[/bold] nfctl map -6
     """

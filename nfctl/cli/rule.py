@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +23,12 @@ from nfctl.cli.common import (
     print_json,
     write,
 )
-from nfctl.errors import AnswerNo, BadInput
+from nfctl.errors import AnswerNo, BadInput, NfctlError, Where
+from nfctl.ruleset.words import Word, join
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nfctl.control.transaction import Transaction
 
 app = typer.Typer(
@@ -62,6 +66,26 @@ def _helped(spec: list[str], number: int) -> bool:
     if not print_help(spec, number):
         write("Name an extension to see its options: nfctl rule add INPUT -m limit -h\n")
     return True
+
+
+_HERE = Where("")  # a rule on the command line has no source; its words have columns
+
+
+@contextlib.contextmanager
+def _pointed_at(spec: list[str]) -> Iterator[list[Word]]:
+    """Give the rule's words columns, and show an error under the word it is about."""
+    words, column, text = [], 1, []
+    for word in spec:
+        shown = join([word])
+        words.append(Word(word, column))
+        text.append(shown)
+        column += len(shown) + 1
+    try:
+        yield words
+    except NfctlError as error:
+        if error.where and error.where.column and not error.where.source:
+            error.excerpt = f"  {' '.join(text)}\n  {' ' * (error.where.column - 1)}^"
+        raise
 
 
 def _number(word: str, what: str) -> int:
@@ -135,11 +159,14 @@ def add(
     """
     if _helped(spec, family(ipv4, ipv6)):
         return
-    with _transaction(ipv4, ipv6, wait, netns, resolve) as tables:
+    with (
+        _pointed_at(spec) as words,
+        _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
+    ):
         edit = tables[table]
-        if unique and edit.check(chain, spec):
+        if unique and edit.check(chain, words, _HERE):
             return
-        edit.append(chain, spec)
+        edit.append(chain, words, None, _HERE)
 
 
 @app.command(context_settings=VERBATIM)
@@ -171,11 +198,14 @@ def insert(
     if spec and spec[0][:1] not in {"-", "!"}:
         number = _number(spec[0], "nfctl rule insert CHAIN [NUMBER] RULE...")
         spec = spec[1:]
-    with _transaction(ipv4, ipv6, wait, netns, resolve) as tables:
+    with (
+        _pointed_at(spec) as words,
+        _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
+    ):
         edit = tables[table]
-        if unique and edit.check(chain, spec):
+        if unique and edit.check(chain, words, _HERE):
             return
-        edit.insert(chain, spec, number)
+        edit.insert(chain, words, number, None, _HERE)
 
 
 @app.command(context_settings=VERBATIM)
@@ -196,10 +226,12 @@ def replace(
     """
     if _helped(spec, family(ipv4, ipv6)):
         return
-    with _transaction(ipv4, ipv6, wait, netns, resolve) as tables:
-        tables[table].replace(
-            chain, _number(number, "nfctl rule replace CHAIN NUMBER RULE..."), spec
-        )
+    at = _number(number, "nfctl rule replace CHAIN NUMBER RULE...")
+    with (
+        _pointed_at(spec) as words,
+        _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
+    ):
+        tables[table].replace(chain, at, words, _HERE)
 
 
 @app.command(context_settings=VERBATIM)
@@ -221,11 +253,14 @@ def delete(
 
     [bold]Example:[/bold] nfctl rule delete INPUT -p tcp --dport 22 -j ACCEPT
     """
-    with _transaction(ipv4, ipv6, wait, netns, resolve) as tables:
+    with (
+        _pointed_at(spec) as words,
+        _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
+    ):
         if len(spec) == 1 and spec[0][:1] not in {"-", "!"}:
             tables[table].delete(chain, _number(spec[0], "nfctl rule delete CHAIN NUMBER|RULE..."))
         else:
-            tables[table].delete(chain, spec)
+            tables[table].delete(chain, words, _HERE)
 
 
 @app.command(context_settings=VERBATIM)
@@ -243,7 +278,10 @@ def check(
 
     [bold]Example:[/bold] nfctl rule check INPUT -p tcp --dport 22 -j ACCEPT
     """
-    with _transaction(ipv4, ipv6, wait, netns, resolve) as tables:
-        if not tables[table].check(chain, spec):
+    with (
+        _pointed_at(spec) as words,
+        _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
+    ):
+        if not tables[table].check(chain, words, _HERE):
             msg = f"chain {chain} of table {table} has no such rule"
             raise AnswerNo(msg)

@@ -108,9 +108,14 @@ class TableEdit:
             hint = f"did you mean {' or '.join(close)}?"
         raise BadInput(msg, hint=hint)
 
-    def find(self, chain: str, spec: str | Sequence[str] | Sequence[Word]) -> list[int]:
+    def find(
+        self,
+        chain: str,
+        spec: str | Sequence[str] | Sequence[Word],
+        where: Where | None = None,
+    ) -> list[int]:
         """Return the numbers of the rules that are this specification, byte for byte."""
-        wanted = set(self._encode(chain, spec).rules)
+        wanted = set(self._encode(chain, spec, where).rules)
         canonical = self.decoder.canonical
         return [
             number
@@ -118,9 +123,14 @@ class TableEdit:
             if canonical(parts) in wanted
         ]
 
-    def check(self, chain: str, spec: str | Sequence[str] | Sequence[Word]) -> bool:
+    def check(
+        self,
+        chain: str,
+        spec: str | Sequence[str] | Sequence[Word],
+        where: Where | None = None,
+    ) -> bool:
         """Whether the chain has every rule the specification stands for (``iptables -C``)."""
-        wanted = set(self._encode(chain, spec).rules)
+        wanted = set(self._encode(chain, spec, where).rules)
         canonical = self.decoder.canonical
         for _, parts in self.kernel.entries(chain):
             wanted.discard(canonical(parts))
@@ -195,7 +205,12 @@ class TableEdit:
         self._remember(chain, encoded.rules[0], where)
         self.edited = True
 
-    def delete(self, chain: str, rule: int | str | Sequence[str] | Sequence[Word]) -> int:
+    def delete(
+        self,
+        chain: str,
+        rule: int | str | Sequence[str] | Sequence[Word],
+        where: Where | None = None,
+    ) -> int:
         """Delete a rule by number, or the first that is this specification; return how many.
 
         Raises AnswerNo (exit 1) where there is no such rule.
@@ -206,7 +221,7 @@ class TableEdit:
             self.edited = True
             return 1
         numbers = []
-        for entry in self._encode(chain, rule).rules:
+        for entry in self._encode(chain, rule, where).rules:
             canonical = self.decoder.canonical
             found = next(
                 (

@@ -3,7 +3,8 @@
 A record is a directory whose name says everything, because mkdir(2) is atomic and a file's
 content is not: ``<lab>.<pid>.<start>.<pid namespace>``. The process id alone may be reused,
 so its start time (proc_pid_stat(5), field 22, in clock ticks) goes with it; and whoever
-lives in another pid namespace cannot tell whether the owner lives, and leaves it alone.
+lives in another pid namespace cannot tell whether the owner lives, and leaves it alone. (For
+the same reason a lab that is to outlive its maker can be given the owner 0.0.0.)
 The directory also holds each host's private ``/run``. The record is made before the first
 namespace and goes after the last, so a lab is found by name whenever its owner died.
 """

@@ -11,7 +11,6 @@ import errno
 import select
 import socket
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from nfctl.errors import BadInput, Unsupported
@@ -34,8 +33,6 @@ def _netlink(doing: str) -> Iterator[Any]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    # pyroute2 0.9.1 leaves a socket to the collector; this process ends in a moment.
-    warnings.simplefilter("ignore", ResourceWarning)
     try:
         with IPRoute() as ip:
             yield ip
