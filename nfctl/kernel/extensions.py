@@ -60,7 +60,8 @@ class Extension:
         self.real_name: str = raw.real_name.decode() if raw.real_name else self.name
         self.revision: int = raw.revision
         self.size: int = raw.size
-        self.user_size: int = raw.userspacesize
+        # helper and connlabel leave it out: then all is the user's
+        self.user_size: int = raw.userspacesize or raw.size
         self.total = _HEADER + self.size
         self.keeps_alias = bool(getattr(raw, "ext_flags", 0) & _EXT_ALIAS)
 
@@ -230,6 +231,8 @@ def _options(raw: Any) -> list[Option]:
 
 # --- finding ---------------------------------------------------------------------------------
 
+#: Shared objects that others link to, and that hold no extension of their own name.
+_SHELLS = frozenset({"NAT"})
 #: Shared objects by their real path, and the families under which their targets were registered.
 _loaded: dict[str, set[int]] = {}
 _copies: list[Any] = []
@@ -254,7 +257,8 @@ def _load_again(path: str, family: int) -> None:
     fd = os.memfd_create("nfctl-extension", os.MFD_CLOEXEC)
     try:
         os.write(fd, Path(path).read_bytes())
-        _copies.append(ct.CDLL(f"/proc/self/fd/{fd}"))
+        # The number comes again for the next copy, and dlopen(3) knows files by their names.
+        _copies.append(ct.CDLL(f"/proc/self/fd/{'./' * len(_copies)}{fd}"))
     finally:
         os.close(fd)
     _loaded[path].add(family)
@@ -273,7 +277,7 @@ def find(kind: str, name: str, layout: Layout) -> Extension | None:
     if kind == "match" and name in _ICMPV6_NAMES:
         lookup = "icmp6"
     path = _shared_object(lookup, layout.family)
-    if path is None:
+    if path is None or name in _SHELLS:
         return None
     lib = libraries()
     lib.use(layout.nfproto)
@@ -341,4 +345,4 @@ def installed(family: int) -> tuple[str, ...]:
             for prefix in (_FAMILY_PREFIX[family], "libxt_"):
                 if path.startswith(prefix) and path.endswith(".so"):
                     names.add(path[len(prefix) : -3])
-    return tuple(sorted(names - {"standard"}))
+    return tuple(sorted(names - {"standard"} - _SHELLS))

@@ -113,8 +113,8 @@ def _bindings() -> dict[str, Any]:
 
 def _wrapper_path() -> str | None:
     suffix = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
-    for directory in dict.fromkeys([sysconfig.get_path("platlib"), *sys.path]):
-        path = Path(directory or ".") / f"libxtwrapper{suffix}"
+    for directory in dict.fromkeys([sysconfig.get_path("platlib"), *filter(None, sys.path)]):
+        path = Path(directory) / f"libxtwrapper{suffix}"
         if path.is_file():
             return str(path)
     return None
