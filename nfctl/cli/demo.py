@@ -34,7 +34,7 @@ def demo(json: Json = False) -> None:
 
     Exit code 1 if anything came otherwise than expected.
 
-    [bold]Example:[/bold] sudo nfctl demo --json | jq .counts
+    [bold]Example:[/bold] sudo nfctl demo
     """
     from nfctl.lab.demo import run
 

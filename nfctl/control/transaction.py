@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.control.edit import TableEdit
 from nfctl.errors import NfctlError, RolledBack
@@ -83,14 +83,9 @@ class Transaction:
         (nothing changed then), RolledBack (exit 5) if a later one is.
         """
         edited = [table for table in self._tables.values() if table.edited]
-        with _undisturbed():
-            before = [Before(table.kernel) for table in edited[:-1]]
-            try:
-                for position, table in enumerate(edited):
-                    self._commit_one(table, edited[:position], before[:position])
-            finally:
-                for snapshot in before:
-                    snapshot.close()
+        refused = self._commit(edited)
+        if refused is not None:
+            raise refused.error() from None
         for table in edited:
             # libiptc's handle is of the table as it was before
             del self._tables[table.name]
@@ -103,19 +98,43 @@ class Transaction:
             table.close()
         self._tables.clear()
 
-    def _commit_one(self, table: TableEdit, done: list[TableEdit], before: list[Before]) -> None:
-        try:
-            table.keep_policy_counters()
-            table.kernel.commit()
-        except NfctlError as error:
-            explained = _explained(table, error)
-            if not done:
-                raise explained from None
-            for snapshot in reversed(before):
-                snapshot.put_back()
-            names = ", ".join(other.name for other in done)
+    def _commit(self, edited: list[TableEdit]) -> _Refused | None:
+        """Commit the tables in turn; at the first that is refused, put back the ones before."""
+        with _undisturbed(), contextlib.ExitStack() as stack:
+            before = [Before(table.kernel) for table in edited[:-1]]
+            for snapshot in before:
+                stack.callback(snapshot.close)
+            for position, table in enumerate(edited):
+                try:
+                    table.keep_policy_counters()
+                    table.kernel.commit()
+                except NfctlError as error:
+                    done = before[:position]
+                    failures = [text for old in reversed(done) if (text := old.put_back())]
+                    names = [other.name for other in edited[:position]]
+                    return _Refused(table, error, names, failures)
+        return None
+
+
+class _Refused(NamedTuple):
+    """A table that the kernel refused, and what became of the tables committed before it."""
+
+    table: TableEdit
+    cause: NfctlError
+    put_back: list[str]
+    failures: list[str]
+
+    def error(self) -> NfctlError:
+        """Return the error to raise. Finding out why takes a while: everything is put back."""
+        explained = _explained(self.table, self.cause)
+        if not self.put_back:
+            return explained
+        if self.failures:
+            msg = f"{explained.message}; AND NOT PUT BACK: {'; '.join(self.failures)}"
+        else:
+            names = ", ".join(self.put_back)
             msg = f"{explained.message}; what was committed before it was put back: table {names}"
-            raise RolledBack(msg, hint=explained.hint, where=explained.where) from None
+        return RolledBack(msg, hint=explained.hint, where=explained.where)
 
 
 def _explained(table: TableEdit, error: NfctlError) -> NfctlError:
@@ -150,27 +169,32 @@ class Before:
         """Forget the snapshot."""
         self._old.close()
 
-    def put_back(self) -> None:
-        """Replace what the kernel holds now by what it held then."""
+    def put_back(self) -> str:
+        """Replace what the kernel holds now by what it held then; return why not, or ""."""
+        try:
+            with Table(self._old.family, self._old.name) as now:
+                self._copy_to(now)
+                now.commit()
+        except NfctlError as error:
+            return f"table {self._old.name}: {error}"
+        return ""
+
+    def _copy_to(self, now: Table) -> None:
         old = self._old
-        with Table(old.family, old.name) as now:
-            clear(now)
-            decoder = Decoder(old.family)
-            chains = old.chains()
-            for chain in chains:
-                if not now.has_chain(chain):
-                    now.create_chain(chain)
-            for chain in chains:
-                policy = old.policy(chain)
-                if policy is not None:
-                    now.set_policy(chain, policy.verdict, (policy.packets, policy.octets))
-                name = chain.encode("utf-8", "surrogateescape")
-                for raw, parts in old.entries(chain):
-                    entry = decoder.canonical(parts)
-                    now.append(
-                        name, with_counters(entry, old.family, *counters_of(raw, old.family))
-                    )
-            now.commit()
+        clear(now)
+        decoder = Decoder(old.family)
+        chains = old.chains()
+        for chain in chains:
+            if not now.has_chain(chain):
+                now.create_chain(chain)
+        for chain in chains:
+            policy = old.policy(chain)
+            if policy is not None:
+                now.set_policy(chain, policy.verdict, (policy.packets, policy.octets))
+            name = chain.encode("utf-8", "surrogateescape")
+            for raw, parts in old.entries(chain):
+                entry = decoder.canonical(parts)
+                now.append(name, with_counters(entry, old.family, *counters_of(raw, old.family)))
 
 
 def clear(table: Table) -> None:

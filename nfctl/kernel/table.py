@@ -203,6 +203,7 @@ class Table:
         Raises BadInput where the kernel refuses what was asked (EINVAL, ELOOP, ENOENT),
         Changed (exit 4) where the table changed under us (EAGAIN), NotPermitted, Unsupported.
         """
+        self._jumps.clear()  # compiling the table gives its chains new offsets, come what may
         if self._lib.commit(self._handle):
             return
         number = ct.get_errno()

@@ -16,6 +16,7 @@ from nfctl.errors import BadInput, Where
 _PIECE = re.compile(r'([ \t]+)|([^ \t"]+)|"((?:[^"\\]|\\.)*)(")?', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _PLAIN = re.compile(r"[-_0-9A-Za-z]+")
+_BARE = re.compile(r'[^ \t"\n]+')
 _DANGEROUS = re.compile(r"([\"\\'])")
 
 
@@ -33,6 +34,13 @@ def split(line: str, *, source: str = "", number: int = 0, column: int = 1) -> l
     a quote is never closed (iptables-restore would silently take the rest of the line).
     """
     words: list[Word] = []
+    if '"' not in line and "\t" not in line:
+        at = column
+        for text in line.split(" "):
+            if text:
+                words.append(Word(text, at))
+            at += len(text) + 1
+        return words
     start: int | None = None
     text = ""
     at = 0
@@ -72,8 +80,4 @@ def join(words: list[str] | tuple[str, ...]) -> str:
 
     Only words that need it are quoted, so that ``10.0.0.0/8`` and ``--dport`` stay as they are.
     """
-    return " ".join(quote(word) if _needs_quotes(word) else word for word in words)
-
-
-def _needs_quotes(word: str) -> bool:
-    return not word or any(char in ' \t"\n' for char in word)
+    return " ".join(word if _BARE.fullmatch(word) else quote(word) for word in words)
