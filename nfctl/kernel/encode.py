@@ -24,7 +24,7 @@ from nfctl.kernel.complaints import explain
 from nfctl.kernel.extensions import Extension, Instance, Refused, Words
 from nfctl.kernel.grammar import LONG_OPTIONS, Context, Encoded, Parser
 from nfctl.kernel.header import Entry, Header
-from nfctl.kernel.layout import OFFSETS, layout, standard_target
+from nfctl.kernel.layout import MAX_ENTRY, OFFSETS, layout, standard_target
 from nfctl.kernel.libraries import libraries
 from nfctl.ruleset.fields import addresses, masked, prefix_mask
 from nfctl.ruleset.names import VERDICTS
@@ -164,9 +164,10 @@ class Encoder:
             self._targets[key, target_text] = (name, data)
             target = data
         offset = self.layout.size + len(body)
-        return b"".join(
-            (prefix, OFFSETS.pack(offset, offset + len(target)), self._gap, body, target)
-        )
+        end = offset + len(target)
+        if end > MAX_ENTRY:
+            return None
+        return b"".join((prefix, OFFSETS.pack(offset, end), self._gap, body, target))
 
     def _addressed(self, text: str) -> tuple[bytes, _Head] | None:
         """Encode header options: the addresses, nearly always new, apart from the rest."""

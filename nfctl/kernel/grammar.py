@@ -13,7 +13,7 @@ from nfctl.errors import BadInput, Unsupported, Where
 from nfctl.kernel import extensions
 from nfctl.kernel.extensions import Extension, Instance, Option, Words
 from nfctl.kernel.header import Entry, Header
-from nfctl.kernel.layout import OFFSETS, Layout, protocol_name, standard_target
+from nfctl.kernel.layout import MAX_ENTRY, OFFSETS, Layout, protocol_name, standard_target
 from nfctl.ruleset.fields import c_integer
 from nfctl.ruleset.names import BUILTIN_CHAINS, MAX_NAME, VERDICTS
 
@@ -376,8 +376,8 @@ class Parser:
         at = self.layout
         offset = at.size + len(body)
         total = offset + len(target)
-        if total > 0xFFFF:
-            self._fail(f"the rule needs {total} bytes; the kernel takes 65535")
+        if total > MAX_ENTRY:
+            self._fail(f"the rule needs {total} bytes; the kernel takes {MAX_ENTRY}")
         tail = (
             OFFSETS.pack(offset, total)
             + bytes(at.size - at.offsets_at - OFFSETS.size)

@@ -41,6 +41,7 @@ EXTENSION_HEADER = struct.Struct("=H29sB")  # xt_entry_match / xt_entry_target: 
 STANDARD_TARGET = struct.Struct("=H29sBi4x")  # xt_standard_target: the same and a verdict
 COUNTERS = struct.Struct("=QQ")
 OFFSETS = struct.Struct("=HH")  # target_offset, next_offset
+MAX_ENTRY = 0xFFFF  # bytes: next_offset has no more
 
 
 class Layout(NamedTuple):

@@ -55,11 +55,12 @@ def protocol_number(text: str) -> int:
 
 
 _C_INTEGER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
+_LONGEST = 64  # characters; far beyond every range, and Python refuses to read some thousands
 
 
 def c_integer(text: str) -> int | None:
     """Read a number as ``strtoul(text, NULL, 0)`` does (0x10, 010, 8); None if it is not one."""
-    if not _C_INTEGER.fullmatch(text):
+    if len(text) > _LONGEST or not _C_INTEGER.fullmatch(text):
         return None
     if text[:2] in {"0x", "0X"}:
         return int(text, 16)

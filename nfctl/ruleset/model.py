@@ -9,7 +9,7 @@ from nfctl.errors import BadInput, Where
 from nfctl.ruleset.names import BUILTIN_CHAINS, check_new_chain, check_policy
 from nfctl.ruleset.script import Append, Command, Script, Section
 from nfctl.ruleset.script import parse as parse_script
-from nfctl.ruleset.spec import Spec
+from nfctl.ruleset.spec import Spec, Use
 from nfctl.ruleset.words import join, split
 
 if TYPE_CHECKING:
@@ -107,11 +107,15 @@ class Ruleset:
 
     @classmethod
     def of(cls, script: Script, *, family: int = 4) -> Ruleset:
-        """Return what a script leaves in tables that were empty before."""
+        """Return what iptables-restore leaves of a script in tables that were empty before."""
         ruleset = cls(family)
         for section in script.sections:
-            table = ruleset.tables.setdefault(section.table, Table.empty(section.table))
-            _Replay(table, family, script.source).run(section)
+            table = ruleset.tables.get(section.table)
+            replay = _Replay(table or Table.empty(section.table), family, script.source)
+            if table is not None:
+                replay.clear()
+            ruleset.tables[section.table] = replay.table
+            replay.run(section)
         return ruleset
 
     def render(self, *, counters: bool = False) -> str:
@@ -142,8 +146,14 @@ class _Replay:
             except BadInput as error:
                 raise error.at(where) from None
         builtin = [chain for chain in self.table.chains.values() if chain.builtin]
-        others = sorted((c for c in self.table.chains.values() if not c.builtin), key=_by_name)
-        self.table.chains = {chain.name: chain for chain in [*builtin, *others]}
+        self.table.chains = {chain.name: chain for chain in [*builtin, *self._user_chains()]}
+
+    def clear(self) -> None:
+        """Leave nothing but the policies, as every further section of a table begins."""
+        self.table.chains = {c.name: c for c in self.table.chains.values() if c.builtin}
+        for chain in self.table.chains.values():
+            chain.rules.clear()
+            chain.counters = Counters()
 
     def _chain(self, name: str) -> Chain:
         if name not in self.table.chains:
@@ -151,22 +161,28 @@ class _Replay:
             raise BadInput(msg, hint=f"a line :{name} - must come before")
         return self.table.chains[name]
 
+    def _user_chain(self, name: str) -> Chain:
+        chain = self._chain(name)
+        if chain.builtin:
+            msg = f"chain {name} is built-in"
+            raise BadInput(msg)
+        return chain
+
+    def _user_chains(self) -> list[Chain]:
+        return sorted((c for c in self.table.chains.values() if not c.builtin), key=_by_name)
+
     def _rule(self, item: Append | Command) -> Rule:
-        if item.words is not None and not (isinstance(item, Append) and item.spec):
-            text = join([word.text for word in item.words])
-            column = 1
+        if item.words is not None:
+            text, words = join([word.text for word in item.words]), list(item.words)
         else:
             assert isinstance(item, Append)  # noqa: S101 - a Command always has its words
-            text, column = item.spec, item.column
-        words = split(text, source=self.source, number=item.line, column=column)
+            text = item.spec
+            words = split(text, source=self.source, number=item.line, column=item.column)
         spec = Spec.of(words, self.family, Where(self.source, item.line))
-        self._check_target(spec)
-        return Rule(text, Counters(*(item.counters or (0, 0))))
-
-    def _check_target(self, spec: Spec) -> None:
         if spec.goto and spec.target and spec.target.name not in self.table.chains:
             msg = f"goto '{spec.target.name}' is not a chain"
             raise BadInput(msg)
+        return Rule(text, Counters(*(item.counters or (0, 0))))
 
     def _command(self, item: Command) -> None:
         chains = self.table.chains
@@ -176,30 +192,42 @@ class _Replay:
         elif verb == "N":
             self._new(item.chain)
         elif verb == "P":
-            self._chain(item.chain).policy = check_policy(item.argument)
+            self._set_policy(item, check_policy(item.argument))
         elif verb == "E":
-            chain = self._chain(item.chain)
-            self._new(item.argument).rules = chain.rules
-            del chains[item.chain]
-        elif verb in "FXZ":
-            names = [item.chain] if item.chain else list(chains)
-            for name in names:
-                self._sweep(verb, self._chain(name), item)
+            self._rename(self._user_chain(item.chain), item.argument)
+        elif verb == "X":
+            for chain in [self._user_chain(item.chain)] if item.chain else self._user_chains():
+                self._delete_chain(chain)
+        elif verb in "FZ":
+            for chain in [self._chain(item.chain)] if item.chain else chains.values():
+                if verb == "F":
+                    chain.rules.clear()
+                elif item.number is None:
+                    chain.counters = Counters()
+                    for rule in chain.rules:
+                        rule.counters = Counters()
+                else:
+                    self._numbered(chain, item.number).counters = Counters()
         else:
             self._rule_command(item)
 
     def _declare(self, item: Command) -> None:
         chain = self.table.chains.get(item.chain)
+        if chain is not None and not chain.builtin:
+            msg = f"chain {item.chain} is declared twice"
+            raise BadInput(msg)
         if chain is None:
-            chain = self._new(item.chain)
-        elif not chain.builtin:
-            chain.rules.clear()
+            self._new(item.chain)
         if item.argument != "-":
-            if not chain.builtin:
-                msg = f"chain {item.chain} is user-defined and has no policy"
-                raise BadInput(msg, hint="write - instead")
-            chain.policy = item.argument
-            chain.counters = Counters(*(item.counters or (0, 0)))
+            self._set_policy(item, item.argument)
+
+    def _set_policy(self, item: Command, policy: str) -> None:
+        chain = self._chain(item.chain)
+        if not chain.builtin:
+            msg = f"chain {item.chain} is user-defined and has no policy"
+            raise BadInput(msg, hint="write - instead" if item.verb == ":" else "")
+        chain.policy = policy
+        chain.counters = Counters(*(item.counters or (0, 0)))
 
     def _new(self, name: str) -> Chain:
         if name in self.table.chains:
@@ -208,29 +236,48 @@ class _Replay:
         chain = self.table.chains[check_new_chain(name)] = Chain(name)
         return chain
 
-    def _sweep(self, verb: str, chain: Chain, item: Command) -> None:
-        if verb == "F":
-            chain.rules.clear()
-        elif verb == "X":
-            if not chain.builtin:
-                del self.table.chains[chain.name]
-        else:
-            for number, rule in enumerate(chain.rules, 1):
-                if item.number in {None, number}:
-                    rule.counters = Counters()
+    def _rename(self, chain: Chain, name: str) -> None:
+        self._new(name).rules = chain.rules
+        del self.table.chains[chain.name]
+        for rule, spec, target in self._jumps(chain.name):
+            rule.spec = spec._replace(target=target._replace(name=name)).text()
+
+    def _delete_chain(self, chain: Chain) -> None:
+        if chain.rules:
+            msg = f"chain {chain.name} is not empty"
+            raise BadInput(msg)
+        if any(self._jumps(chain.name)):
+            msg = f"chain {chain.name} is in use: a rule jumps to it"
+            raise BadInput(msg)
+        del self.table.chains[chain.name]
+
+    def _jumps(self, name: str) -> Iterator[tuple[Rule, Spec, Use]]:
+        for chain in self.table.chains.values():
+            for rule in chain.rules:
+                spec = rule.parsed(self.family)
+                if spec.target is not None and spec.target.name == name:
+                    yield rule, spec, spec.target
+
+    def _numbered(self, chain: Chain, number: int) -> Rule:
+        if not 0 < number <= len(chain.rules):
+            msg = f"chain {chain.name} has no such rule"
+            raise BadInput(msg)
+        return chain.rules[number - 1]
 
     def _rule_command(self, item: Command) -> None:
-        rules = self._chain(item.chain).rules
-        number = item.number
+        chain, number = self._chain(item.chain), item.number
+        rules = chain.rules
         if item.verb == "I":
-            rules.insert((number or 1) - 1, self._rule(item))
+            place = (number or 1) - 1
+            if place > 0:
+                self._numbered(chain, place)  # the rule before it
+            rules.insert(place, self._rule(item))
             return
         if number is None:
-            wanted = self._rule(item).spec
-            number = next((i for i, rule in enumerate(rules, 1) if rule.spec == wanted), 0)
-        if not 0 < number <= len(rules):
-            msg = f"chain {item.chain} has no such rule"
-            raise BadInput(msg)
+            wanted = self._rule(item).parsed(self.family)
+            same = (i for i, rule in enumerate(rules, 1) if rule.parsed(self.family) == wanted)
+            number = next(same, 0)
+        self._numbered(chain, number)
         if item.verb == "R":
             rules[number - 1] = self._rule(item)
         elif item.verb == "D":

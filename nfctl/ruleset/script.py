@@ -12,7 +12,9 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from nfctl.errors import BadInput, Where
+from nfctl.ruleset.fields import c_integer
 from nfctl.ruleset.names import MAX_NAME, POLICIES, check_table
+from nfctl.ruleset.spec import takes_value
 from nfctl.ruleset.words import Word, split
 
 if TYPE_CHECKING:
@@ -75,9 +77,10 @@ _COMMANDS = {
 }
 _VERBS = {f"-{letter}": letter for letter in _COMMANDS}
 _VERBS |= {f"--{name}": letter for letter, name in _COMMANDS.items()}
-_COUNTED = re.compile(r"\[([0-9]+):([0-9]+)\] -A ")
+_COUNTED = re.compile(r"\[([0-9]{1,19}):([0-9]{1,19})\] -A ")  # fewer digits than 2**64 has
 _BLANK = {"", " ", "\t"}
 _COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\][ \t]*")
+_NO_BLANKS = re.compile(r"[^ \t]+")
 _U64 = (1 << 64) - 1
 
 
@@ -106,6 +109,7 @@ def decode(data: bytes, source: str) -> str:
 class _Reader:
     def __init__(self, text: str, source: str, family: int, only: str | None) -> None:
         self.lines = text.split("\n")
+        self.carriage = "\r\n" in text or text.endswith("\r")
         self.source = source
         self.family = family
         self.only = only
@@ -124,14 +128,14 @@ class _Reader:
         items: list[Append | Command] = []
         for number, line in enumerate(self.lines, 1):
             self.number = number
-            if section is not None:
+            if section is not None and not self.carriage:
                 # The quick way is for what iptables-save prints; lines marked for one family,
                 # quoted names and needless blanks are for _command().
                 counters, start = None, 3
                 if line[:1] == "[":
                     counted = match_counted(line)
                     if counted is not None:
-                        counters = (int(counted[1]) & _U64, int(counted[2]) & _U64)
+                        counters = (int(counted[1]), int(counted[2]))
                         start = counted.end()
                 if counters is not None or line[:3] == "-A ":
                     end = line.find(" ", start)
@@ -193,7 +197,8 @@ class _Reader:
         return Section(words[0], self.number, [])
 
     def _declaration(self, line: str) -> Command:
-        words = split(line[1:], source=self.source, number=self.number, column=2)
+        # iptables-restore knows no quotes here
+        words = [Word(found[0], found.start() + 1) for found in _NO_BLANKS.finditer(line, 1)]
         if not words:
             self.fail("the name of a chain must follow :", 2)
         name = words[0]
@@ -220,7 +225,7 @@ class _Reader:
                     words[2].column,
                     "[packets:bytes]",
                 )
-            counters = (int(found[1]) & _U64, int(found[2]) & _U64)
+            counters = (_count(found[1]), _count(found[2]))
         return Command(":", name.text, self.number, name.column, argument=policy, counters=counters)
 
     # --- a line with a command ----------------------------------------------------------------
@@ -231,16 +236,18 @@ class _Reader:
             found = _COUNTERS.match(line)
             if found is None:
                 self.fail("the counters before a rule are not [packets:bytes]")
-            counters = (int(found[1]) & _U64, int(found[2]) & _U64)
+            counters = (_count(found[1]), _count(found[2]))
             column += found.end()
         words = split(line[column - 1 :], source=self.source, number=self.number, column=column)
         words, ours = self._family(words)
         if not ours:
             return []
         at = next(
-            (i for i, word in enumerate(words) if word.text in _VERBS or _attached(word.text)), None
+            (i for i in _options(words) if words[i].text in _VERBS or _attached(words[i].text)),
+            None,
         )
         if at is None:
+            column = words[0].column if words else column
             self.fail("there is no command in this line", column, "a rule begins with -A CHAIN")
         verb = words[at]
         attached = _attached(verb.text)
@@ -251,14 +258,10 @@ class _Reader:
         return [self._made(letter, verb.column, words[:at], rest, counters)]
 
     def _family(self, words: list[Word]) -> tuple[list[Word], bool]:
-        kept: list[Word] = []
-        for word in words:
-            if word.text in {"-4", "--ipv4", "-6", "--ipv6"}:
-                if word.text.endswith(str(self.family)):
-                    continue
-                return [], False
-            kept.append(word)
-        return kept, True
+        marks = [i for i in _options(words) if words[i].text in {"-4", "--ipv4", "-6", "--ipv6"}]
+        if any(not words[i].text.endswith(str(self.family)) for i in marks):
+            return [], False
+        return [word for i, word in enumerate(words) if i not in marks], True
 
     def _made(
         self, letter: str, column: int, before: list[Word], rest: list[Word], counters: Pair | None
@@ -270,9 +273,10 @@ class _Reader:
             return rest.pop(0)
 
         def rule_number(word: Word) -> int:
-            if not word.text.isdecimal() or not 0 < int(word.text) < 1 << 31:
+            found = c_integer(word.text)
+            if found is None or not 0 < found < 1 << 31:
                 self.fail(f"Invalid rule number `{word.text}'", word.column)
-            return int(word.text)
+            return found
 
         chain = ""
         if letter not in "FXZ" or (rest and rest[0].text[:1] != "-"):
@@ -292,6 +296,20 @@ class _Reader:
         if words and not takes_rule:
             self.fail(f"-{letter} takes nothing more", words[0].column)
         return Command(letter, chain, self.number, column, number, argument, counters, words)
+
+
+def _options(words: list[Word]) -> Iterator[int]:
+    """Yield where options stand; a word that is an option's value (``--comment -6``) is none."""
+    value = False
+    for index, word in enumerate(words):
+        if not value:
+            yield index
+        value = not value and takes_value(word.text)
+
+
+def _count(digits: str) -> int:
+    """Read a counter as scanf's ``%llu`` does: past the end it is the largest there is."""
+    return min(int(digits.lstrip("0")[:21] or "0"), _U64)
 
 
 def _attached(text: str) -> tuple[str, str] | None:

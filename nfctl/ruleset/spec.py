@@ -48,6 +48,15 @@ _HEADER = {
     "-p": "protocol",
     "--protocol": "protocol",
 }
+_STRUCTURAL = {
+    "-m": "match",
+    "--match": "match",
+    "-j": "jump",
+    "--jump": "jump",
+    "-g": "goto",
+    "--goto": "goto",
+}
+_WITHOUT_VALUE = frozenset({"--fragment", "--fragments", "--ipv4", "--ipv6"})
 _LETTERS = (
     ("source", "-s"),
     ("destination", "-d"),
@@ -190,14 +199,13 @@ def _parse(words: list[Word], family: int, where: Where) -> Spec:
     )
 
 
-_STRUCTURAL = {
-    "-m": "match",
-    "--match": "match",
-    "-j": "jump",
-    "--jump": "jump",
-    "-g": "goto",
-    "--goto": "goto",
-}
+def takes_value(option: str) -> bool:
+    """Whether the word behind this one is its value, as far as one can say without libxtables."""
+    if option in _HEADER or option in _STRUCTURAL:
+        return True
+    if option[:2] != "--" or "=" in option or option in _WITHOUT_VALUE:
+        return False
+    return option[2:] not in VALUELESS
 
 
 def _option(words: list[Word], index: int, extension: str, options: list[str]) -> int:
