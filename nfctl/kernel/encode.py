@@ -27,7 +27,7 @@ from nfctl.kernel.header import Entry, Header
 from nfctl.kernel.layout import MAX_ENTRY, OFFSETS, layout, standard_target
 from nfctl.kernel.libraries import libraries
 from nfctl.ruleset.fields import addresses, masked, prefix_mask
-from nfctl.ruleset.names import VERDICTS
+from nfctl.ruleset.names import MAX_WORD, VERDICTS
 from nfctl.ruleset.words import Word, split
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ class Encoder:
 
     def _extension_bytes(self, kind: str, text: str, key: int) -> bytes | None:
         """Parse ``NAME --option value ...`` on its own; None if there is anything else in it."""
-        if text.count('"') % 2 or "\\" in text:
+        if text.count('"') % 2 or "\\" in text or len(text) > MAX_WORD:
             return None
         try:
             words = [word.text for word in split(text)] if '"' in text else text.split(" ")

@@ -15,7 +15,7 @@ from nfctl.kernel.extensions import Extension, Instance, Option, Words
 from nfctl.kernel.header import Entry, Header
 from nfctl.kernel.layout import MAX_ENTRY, OFFSETS, Layout, protocol_name, standard_target
 from nfctl.ruleset.fields import c_integer
-from nfctl.ruleset.names import BUILTIN_CHAINS, MAX_NAME, VERDICTS
+from nfctl.ruleset.names import BUILTIN_CHAINS, MAX_NAME, MAX_WORD, VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -143,6 +143,13 @@ class Parser:
     def _run(self) -> Encoded:
         index, invert = 0, False
         words = self.words
+        for place, word in enumerate(words):
+            if len(word.text) > MAX_WORD:
+                # libxtables would cut it to what fits, and say nothing
+                self.option_at = place
+                self._fail(
+                    f"a word of {len(word.text)} characters is too long", f"{MAX_WORD} at most"
+                )
         while index < len(words):
             text = words[index].text
             self.option_at = index

@@ -29,6 +29,9 @@ POLICIES = ("ACCEPT", "DROP")
 #: The longest name of a chain, in bytes.
 MAX_NAME = 28
 
+#: The longest word of a rule, in characters: ``struct xt_param_buf`` in iptables/xshared.c.
+MAX_WORD = 1023
+
 
 def check_table(name: str) -> str:
     """Return ``name`` if it is a table's; BadInput otherwise."""
