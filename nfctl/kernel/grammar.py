@@ -204,11 +204,11 @@ class Parser:
             self._fail(f'option "--{option.name}" doesn\'t allow an argument')
         if instance is None:
             letter = LONG_OPTIONS[option.name]
+            after = index + 1
             if option.argument and not equals:
                 value = self._value(index)
-            self.option_at = index + 1
-            return self._structural(letter, value, index + 2, invert)
-            return self._structural(letter, value, index + 1, invert)
+                self.option_at, after = index + 1, index + 2
+            return self._structural(letter, value, after, invert)
         array, at = self._array, index
         if equals:
             # libxtables reads on from optind; the value is given a place of its own
