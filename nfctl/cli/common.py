@@ -63,7 +63,13 @@ def print_json(document: object) -> None:
     import json
 
     indent = 2 if sys.stdout.isatty() else None
-    write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a name that is not UTF-8; JSON has to be
+            text = json.dumps(document, indent=indent)
+    write(text + "\n")
 
 
 def write(text: str) -> None:

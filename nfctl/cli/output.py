@@ -7,6 +7,7 @@ and not by rich. Colour only on a terminal, and not where NO_COLOR is set.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -22,6 +23,8 @@ _COLOURS = {
     "NFLOG": "36",
 }
 _MINIMUM_REST = 24
+# the control characters of ASCII and Latin-1, the latter also as bytes that are not UTF-8
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udc9f]")
 
 
 def human(number: int) -> str:
@@ -35,6 +38,13 @@ def human(number: int) -> str:
         if value < 999.5:
             break
     return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+
+
+def visible(text: str) -> str:
+    """Return text fit for a terminal: names and comments may hold escape sequences."""
+    if text.isprintable():
+        return text
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
 
 
 class _Paint:
@@ -60,18 +70,23 @@ def show_table(document: dict[str, Any], *, exact: bool = False) -> str:
 
 
 def _heading(chain: dict[str, Any], number: Any, paint: _Paint) -> str:
-    name = paint(chain["name"], "1")
+    name = paint(visible(chain["name"]), "1")
     if chain["builtin"]:
         policy = paint(chain["policy"], _COLOURS.get(chain["policy"], "0"))
         count = f"{number(chain['packets'])} packets, {number(chain['bytes'])} bytes"
         return f"chain {name}, policy {policy} ({count})\n"
+    return f"chain {name} ({_jumps(chain)})\n"
+
+
+def _jumps(chain: dict[str, Any]) -> str:
     jumps = chain["references"]
-    return f"chain {name} ({jumps} {'jump' if jumps == 1 else 'jumps'} to it)\n"
+    return f"{jumps} {'jump' if jumps == 1 else 'jumps'} to it"
 
 
 def _rules(rules: list[dict[str, Any]], number: Any, paint: _Paint) -> str:
     from nfctl.ruleset.words import join
 
+    arrow = "→" if _unicode() else "->"
     rows = []
     for rule in rules:
         target = rule["target"]
@@ -82,24 +97,24 @@ def _rules(rules: list[dict[str, Any]], number: Any, paint: _Paint) -> str:
             else join(match["options"])
             for match in rule["matches"]
         ]
+        if not (target or any(rule[key] for key in _FIELDS)):
+            conditions = [rule["spec"]]
         if rule["fragment"] is not None:
             conditions.insert(0, "-f" if rule["fragment"] else "! -f")
         if target and target["options"]:
-            conditions.append(
-                f"{paint('→', '2') if _unicode() else '->'} {join(target['options'])}"
-            )
+            conditions.append(f"{arrow} {join(target['options'])}")
         rows.append(
             [
                 str(rule["number"]),
                 number(rule["packets"]),
                 number(rule["bytes"]),
-                name,
+                visible(name),
                 _setting(rule["protocol"]),
-                _setting(rule["in_interface"]),
-                _setting(rule["out_interface"]),
+                visible(_setting(rule["in_interface"])),
+                visible(_setting(rule["out_interface"])),
                 _setting(rule["source"]),
                 _setting(rule["destination"]),
-                "  ".join(conditions),
+                visible("  ".join(filter(None, conditions))),
             ]
         )
     titles = [
@@ -119,6 +134,9 @@ def _rules(rules: list[dict[str, Any]], number: Any, paint: _Paint) -> str:
 
 #: Matches whose options say what they are: --dport needs no "tcp" before it.
 _PLAIN = frozenset({"tcp", "udp", "comment", "conntrack", "multiport", "limit", "mark", "state"})
+
+
+_FIELDS = ("source", "destination", "in_interface", "out_interface", "protocol", "matches")
 
 
 def _setting(setting: dict[str, Any] | None) -> str:
@@ -142,7 +160,7 @@ def _columns(titles: list[str], rows: list[list[str]], paint: _Paint) -> str:
     lines[0] = paint(lines[0], "2")
     for row in rows:
         rest = (
-            textwrap.wrap(row[last], room, break_long_words=True)
+            textwrap.wrap(row[last], room, break_on_hyphens=False)
             if room and row[last]
             else [row[last]]
         )
@@ -178,8 +196,8 @@ def show_chains(document: dict[str, Any], *, exact: bool = False) -> str:
             number(chain["packets"]) if chain["builtin"] else "",
             number(chain["bytes"]) if chain["builtin"] else "",
             chain["policy"] or "-",
-            chain["name"],
-            "" if chain["builtin"] else f"{chain['references']} jumps to it",
+            visible(chain["name"]),
+            "" if chain["builtin"] else _jumps(chain),
         ]
         for chain in document["chains"]
     ]

@@ -24,6 +24,8 @@ from nfctl.cli.common import (
     write,
 )
 from nfctl.errors import AnswerNo, BadInput, NfctlError, Where
+from nfctl.ruleset.fields import c_integer
+from nfctl.ruleset.spec import option_places
 from nfctl.ruleset.words import Word, join
 
 if TYPE_CHECKING:
@@ -38,8 +40,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _no_option(word: str) -> str:
+    """Refuse a chain that looks like an option: where rules follow, no other check is made."""
+    if word[:1] == "-":
+        msg = f"No such option: {word}"
+        raise BadInput(msg, hint="-h shows the options, which stand before the chain")
+    return word
+
+
 Chain = Annotated[
-    str, typer.Argument(metavar="CHAIN", autocompletion=complete.chains, help="The chain.")
+    str,
+    typer.Argument(
+        metavar="CHAIN", autocompletion=complete.chains, callback=_no_option, help="The chain."
+    ),
 ]
 SpecWords = Annotated[
     list[str],
@@ -58,7 +72,7 @@ def _transaction(
 
 def _helped(spec: list[str], number: int) -> bool:
     """Print the help of the extensions named, if -h stands among the words."""
-    if not {"-h", "--help"} & set(spec):
+    if not any(spec[place] in {"-h", "--help"} for place in option_places(spec)):
         return False
     from nfctl.kernel.encode import print_help
 
@@ -89,10 +103,11 @@ def _pointed_at(spec: list[str]) -> Iterator[list[Word]]:
 
 
 def _number(word: str, what: str) -> int:
-    if not word.isdecimal() or not 0 < int(word) < 1 << 31:
+    number = c_integer(word)
+    if number is None or not 0 < number < 1 << 31:
         msg = f"Invalid rule number `{word}'"
         raise BadInput(msg, hint=what)
-    return int(word)
+    return number
 
 
 @app.command("list")
@@ -253,12 +268,15 @@ def delete(
 
     [bold]Example:[/bold] nfctl rule delete INPUT -p tcp --dport 22 -j ACCEPT
     """
+    number = None
+    if len(spec) == 1 and spec[0][:1] not in {"-", "!"}:
+        number = _number(spec[0], "nfctl rule delete CHAIN NUMBER|RULE...")
     with (
         _pointed_at(spec) as words,
         _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
     ):
-        if len(spec) == 1 and spec[0][:1] not in {"-", "!"}:
-            tables[table].delete(chain, _number(spec[0], "nfctl rule delete CHAIN NUMBER|RULE..."))
+        if number is not None:
+            tables[table].delete(chain, number)
         else:
             tables[table].delete(chain, words, _HERE)
 

@@ -11,7 +11,11 @@ The document is a contract; keys are only ever added::
           "matches": [{"name": "tcp", "options": ["--dport", "22"]}],
           "target": {"name": "ACCEPT", "options": []}, "goto": false}]}]}
 
-``policy`` is null for a user-defined chain, ``references`` counts the jumps to it.
+``policy`` is null for a user-defined chain, ``references`` counts the jumps to it. ``fragment``
+is true for ``-f``, false for ``! -f``. Bytes of a name that are not UTF-8 come as the surrogates
+of Python's ``surrogateescape``.
+Of a rule whose text cannot be taken apart (an interface with a
+blank in its name) there are only ``spec`` and the counters.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from nfctl.errors import BadInput
 from nfctl.kernel import netns
 from nfctl.kernel.blob import Blob, BlobChain
 from nfctl.kernel.decode import Decoder
-from nfctl.ruleset.spec import Setting, Spec
+from nfctl.ruleset.spec import Setting, Spec, option_places
+from nfctl.ruleset.words import split
 
 
 def listing(
@@ -90,7 +95,10 @@ def _chain(
 
 
 def _rule(number: int, text: str, counters: tuple[int, int], family: int) -> dict[str, Any]:
-    spec = Spec.parse(text, family=family)
+    try:
+        spec = Spec.parse(text, family=family)
+    except BadInput:
+        spec = Spec()  # an interface's name may hold a blank, which iptables-save does not quote
     return {
         "number": number,
         "packets": counters[0],
@@ -142,9 +150,10 @@ def specifications(
 def _counted(spec: str, counters: tuple[int, int]) -> str:
     """Put ``-c PACKETS BYTES`` where iptables -S -v does: before the target."""
     text = f"-c {counters[0]} {counters[1]}"
-    at = max(spec.rfind(" -j "), spec.rfind(" -g "))
-    if spec.startswith(("-j ", "-g ")):
-        return f"{text} {spec}"
-    if at < 0:
-        return f"{spec} {text}".strip()
-    return f"{spec[:at]} {text}{spec[at:]}"
+    words = split(spec)
+    texts = [word.text for word in words]
+    for place in option_places(texts):
+        if texts[place] in {"-j", "-g"}:
+            at = words[place].column - 1
+            return f"{spec[:at]}{text} {spec[at:]}"
+    return f"{spec} {text}".strip()

@@ -370,6 +370,7 @@ class Encoder:
         Raises BadInput with libxtables' own words and the place of the option they are about,
         Unsupported where the kernel lacks an extension.
         """
+        _check_words(words, where)
         parser = Parser(self._entry, words, context, where, resolve=self.resolve)
         try:
             return parser.run()
@@ -377,6 +378,18 @@ class Encoder:
             again = Parser(self._entry, words, context, where, resolve=self.resolve)
             text = explain(again.run) or "libxtables refuses the rule"
             raise parser.error(text, parser.option_at) from None
+
+
+def _check_words(words: list[Word], where: Where | None) -> None:
+    """Raise BadInput for a word that C would not take to its end, or that is no bytes at all."""
+    for text, column in words:
+        try:
+            whole = b"\0" not in text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            whole = False
+        if not whole:
+            msg = f"this is no text: {text!r}"
+            raise BadInput(msg, where=where and where._replace(column=column))
 
 
 def _repeated(groups: list[str]) -> bool:

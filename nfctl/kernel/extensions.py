@@ -271,7 +271,7 @@ def find(kind: str, name: str, layout: Layout) -> Extension | None:
     None means that no shared object of that name is installed; Unsupported (exit 3) is raised
     where there is one but the kernel has no such match or target.
     """
-    if not name or "/" in name or "\0" in name or len(name.encode()) > MAX_NAME:
+    if not name.isascii() or "/" in name or "\0" in name or not 0 < len(name) <= MAX_NAME:
         return None
     lookup = name
     if kind == "match" and name in _ICMPV6_NAMES:

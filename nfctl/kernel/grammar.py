@@ -107,6 +107,7 @@ class Parser:
         self.where = where
         self.header = Header(entry.layout.family, resolve)
         self.matches: list[Instance] = []
+        self._loaded: list[Instance] = []  # in the order of their coming
         self._places: dict[int, int] = {}
         self.target: Instance | None = None
         self.target_name: str | None = None
@@ -158,7 +159,11 @@ class Parser:
                     self._fail("multiple consecutive ! not allowed")
                 index, invert = index + 1, True
                 continue
-            if text == "--" or text[:1] != "-" or text == "-":
+            if text == "--":  # the end of the options, as getopt_long has it
+                if index + 1 < len(words):
+                    self._fail("unknown arguments found on commandline")
+                break
+            if text[:1] != "-" or text == "-":
                 self._fail(f"Bad argument `{text}'")
             if text.startswith("--"):
                 index = self._long(index, invert)
@@ -177,6 +182,7 @@ class Parser:
     def _short(self, index: int, invert: bool) -> int:
         text = self.words[index].text
         letter = text[1]
+        self._check_in_rule(letter)
         if letter in _TAKES_VALUE:
             if len(text) > 2:
                 return self._structural(letter, text[2:], index + 1, invert)
@@ -186,6 +192,13 @@ class Parser:
         if len(text) > 2:
             self._fail(f'unknown option "{text}"')
         return self._structural(letter, "", index + 1, invert)
+
+    def _check_in_rule(self, letter: str) -> None:
+        if letter not in _IN_RULE:
+            hint = "it is no part of a rule specification"
+            if letter in "tw46":
+                hint = f"give -{letter} before the chain"
+            self._fail(f"unexpected option {self.words[self.option_at].text}", hint)
 
     def _value(self, index: int) -> str:
         if index + 1 >= len(self.words):
@@ -204,6 +217,7 @@ class Parser:
             self._fail(f'option "--{option.name}" doesn\'t allow an argument')
         if instance is None:
             letter = LONG_OPTIONS[option.name]
+            self._check_in_rule(letter)
             after = index + 1
             if option.argument and not equals:
                 value = self._value(index)
@@ -226,7 +240,7 @@ class Parser:
         """Find an option the way getopt_long does: exactly, or by an unambiguous beginning."""
         tables: list[tuple[Instance | None, dict[str, Option]]] = [(None, _OWN_OPTIONS)]
         latest: dict[int, Instance] = {}
-        for instance in self._instances():
+        for instance in self._loaded:
             latest[id(instance.extension)] = instance
         tables += [(item, item.extension.options) for item in reversed(list(latest.values()))]
         for instance_or_none, options in tables:
@@ -248,9 +262,6 @@ class Parser:
             names = ", ".join(f"--{option.name}" for _, option in candidates)
             self._fail(f'option "--{name}" is ambiguous', f"it may be {names}")
         return first
-
-    def _instances(self) -> list[Instance]:
-        return [*self.matches, *([self.target] if self.target else [])]
 
     def _load_protocol(self) -> bool:
         """Load the protocol's match for an option nobody else knows (``-p tcp --dport 80``)."""
@@ -282,11 +293,6 @@ class Parser:
         return ""
 
     def _structural(self, letter: str, value: str, after: int, invert: bool) -> int:
-        if letter not in _IN_RULE:
-            hint = "it is no part of a rule specification"
-            if letter in "tw46":
-                hint = f"give -{letter} before the chain"
-            self._fail(f"unexpected option -{letter}", hint)
         if invert and letter not in "sdpiof":
             self._fail(
                 "unexpected ! flag before --match"
@@ -325,6 +331,7 @@ class Parser:
         instance = Instance(extension)
         self._places[id(instance)] = self.option_at
         self.matches.append(instance)
+        self._loaded.append(instance)
 
     def _begin_target(self, letter: str, name: str) -> None:
         if self.target_name is not None:
@@ -361,6 +368,7 @@ class Parser:
                 extensions.similar(name, self.layout),
             )
         self.target = Instance(extension)
+        self._loaded.append(self.target)
 
     # --- the result ---------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_WAIT = 10.0
 
 _POLL = 0.01
+_FOREVER = 1e8  # seconds; a timer takes no infinite ones
 
 
 def path() -> str:
@@ -65,8 +66,9 @@ def _acquire(fd: int, wait: float) -> bool:
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    if wait <= 0:
+    if not wait > 0:  # nor if it is no number
         return False
+    wait = min(wait, _FOREVER)
     if threading.current_thread() is threading.main_thread() and not any(
         signal.getitimer(signal.ITIMER_REAL)
     ):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from nfctl.errors import BadInput, Where
 from nfctl.ruleset.fields import c_integer
 from nfctl.ruleset.names import MAX_NAME, POLICIES, check_table
-from nfctl.ruleset.spec import takes_value
+from nfctl.ruleset.spec import option_places
 from nfctl.ruleset.words import Word, split
 
 if TYPE_CHECKING:
@@ -92,18 +92,28 @@ def parse(
     ``only`` names the one table to keep (``-t``); the others are read over as iptables-restore
     does. ``family`` decides about lines marked -4 or -6. Raises BadInput with the place.
     """
+    _check_bytes(text, source)
     return Script(source, list(_Reader(text, source, family, only).sections()))
 
 
 def decode(data: bytes, source: str) -> str:
     """Return a file's bytes as text; BadInput with the place where it is no text."""
-    zero = data.find(b"\0")
-    if zero >= 0:
-        line = data.count(b"\n", 0, zero) + 1
-        column = zero - data.rfind(b"\n", 0, zero)
-        msg = "this is no text: there is a NUL byte"
-        raise BadInput(msg, where=Where(source, line, column))
-    return data.decode("utf-8", "surrogateescape")
+    text = data.decode("utf-8", "surrogateescape")
+    _check_bytes(text, source)
+    return text
+
+
+def _check_bytes(text: str, source: str) -> None:
+    """Raise BadInput for what is not the text of any bytes that C takes to the end."""
+    at, message = text.find("\0"), "this is no text: there is a NUL byte"
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        if not 0 <= at < error.start:
+            at, message = error.start, "half of a surrogate pair is no character"
+    if at >= 0:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        raise BadInput(message, where=Where(source, line, column))
 
 
 class _Reader:
@@ -243,7 +253,7 @@ class _Reader:
         if not ours:
             return []
         at = next(
-            (i for i in _options(words) if words[i].text in _VERBS or _attached(words[i].text)),
+            (i for i in _places(words) if words[i].text in _VERBS or _attached(words[i].text)),
             None,
         )
         if at is None:
@@ -258,7 +268,7 @@ class _Reader:
         return [self._made(letter, verb.column, words[:at], rest, counters)]
 
     def _family(self, words: list[Word]) -> tuple[list[Word], bool]:
-        marks = [i for i in _options(words) if words[i].text in {"-4", "--ipv4", "-6", "--ipv6"}]
+        marks = [i for i in _places(words) if words[i].text in {"-4", "--ipv4", "-6", "--ipv6"}]
         if any(not words[i].text.endswith(str(self.family)) for i in marks):
             return [], False
         return [word for i, word in enumerate(words) if i not in marks], True
@@ -298,13 +308,8 @@ class _Reader:
         return Command(letter, chain, self.number, column, number, argument, counters, words)
 
 
-def _options(words: list[Word]) -> Iterator[int]:
-    """Yield where options stand; a word that is an option's value (``--comment -6``) is none."""
-    value = False
-    for index, word in enumerate(words):
-        if not value:
-            yield index
-        value = not value and takes_value(word.text)
+def _places(words: list[Word]) -> Iterator[int]:
+    return option_places([word.text for word in words])
 
 
 def _count(digits: str) -> int:

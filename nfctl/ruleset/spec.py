@@ -8,11 +8,14 @@ with the extensions installed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import BadInput, Where
 from nfctl.ruleset.fields import addresses, interface, protocol_number
 from nfctl.ruleset.words import Word, join, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 #: Extension options without a value; every other long option takes one word at least.
 VALUELESS = frozenset(
@@ -32,7 +35,7 @@ VALUELESS = frozenset(
 )
 #: Options that are valueless for the match named and take a value elsewhere.
 _VALUELESS_OF = {"ecn": {"ecn-tcp-cwr", "ecn-tcp-ece"}}
-_WITH_VALUE_OF = {"set": {"match-set"}, "connlabel": {"label"}}
+_WITH_VALUE_OF = {"set": {"match-set", "set"}, "connlabel": {"label"}}
 
 _HEADER = {
     "-s": "source",
@@ -199,13 +202,33 @@ def _parse(words: list[Word], family: int, where: Where) -> Spec:
     )
 
 
-def takes_value(option: str) -> bool:
-    """Whether the word behind this one is its value, as far as one can say without libxtables."""
+def option_places(words: Sequence[str]) -> Iterator[int]:
+    """Yield where options stand, as far as one can say without libxtables.
+
+    A word that is an option's value (the last one of ``--comment -6``) is none itself.
+    """
+    option = extension = ""
+    value = False
+    for index, word in enumerate(words):
+        if value:
+            extension = word if option in _STRUCTURAL else extension
+            value = False
+        else:
+            yield index
+            option = word
+            value = _takes_value(option, extension)
+
+
+def _takes_value(option: str, extension: str) -> bool:
+    """Whether the word behind this one is its value."""
     if option in _HEADER or option in _STRUCTURAL:
         return True
-    if option[:2] != "--" or "=" in option or option in _WITHOUT_VALUE:
+    if option[:2] != "--" or len(option) == 2 or "=" in option or option in _WITHOUT_VALUE:
         return False
-    return option[2:] not in VALUELESS
+    name = option[2:]
+    if name in _VALUELESS_OF.get(extension, ()):
+        return False
+    return name not in VALUELESS or name in _WITH_VALUE_OF.get(extension, ())
 
 
 def _option(words: list[Word], index: int, extension: str, options: list[str]) -> int:
@@ -213,11 +236,7 @@ def _option(words: list[Word], index: int, extension: str, options: list[str]) -
     word = words[index].text
     options.append(word)
     index += 1
-    name, equals, _ = word[2:].partition("=")
-    valueless = name in VALUELESS and name not in _WITH_VALUE_OF.get(extension, ())
-    if name in _VALUELESS_OF.get(extension, ()):
-        valueless = True
-    if not valueless and not equals and index < len(words):
+    if _takes_value(word, extension) and index < len(words):
         options.append(words[index].text)
         index += 1
     # a second word (--tcp-flags MASK COMP, --match-set NAME FLAGS) never begins with a dash

@@ -16,7 +16,7 @@ from nfctl.errors import BadInput, Where
 _PIECE = re.compile(r'([ \t]+)|([^ \t"]+)|"((?:[^"\\]|\\.)*)(")?', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _PLAIN = re.compile(r"[-_0-9A-Za-z]+")
-_BARE = re.compile(r'[^ \t"\n]+')
+_BARE = re.compile(r'[^ \t"\r\n]+')
 _DANGEROUS = re.compile(r"([\"\\'])")
 
 
