@@ -264,7 +264,14 @@ def active_tables(family: int) -> list[str]:
 
 
 def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:  # C would take the name to there
+        msg = f"{name!r} is no name"
+        raise BadInput(msg)
+    return encoded
 
 
 def _text(name: bytes) -> str:

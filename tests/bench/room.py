@@ -29,7 +29,7 @@ _SERVER = Path(__file__).with_name("room_server.py")
 _UNSET = ("PYTHONDONTWRITEBYTECODE", "PYTHONDEVMODE", "XTABLES_LOCKFILE", "FORCE_COLOR")
 
 
-class Wrong(Exception):  # noqa: N818 - it is a finding about a side, not a fault of the bench
+class Wrong(Exception):
     """A command failed, or what it left behind is not what it should be."""
 
 
