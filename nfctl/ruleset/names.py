@@ -50,7 +50,12 @@ def check_new_chain(name: str) -> str:
     if not name:
         msg = "a chain needs a name"
         raise BadInput(msg)
-    if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
+    try:
+        length = len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        msg = f"{name!r} is no name"
+        raise BadInput(msg) from None
+    if length > MAX_NAME:
         msg = f"chain name {name!r} is too long"
         raise BadInput(msg, hint=f"{MAX_NAME} bytes at most")
     if name[0] in "-!":

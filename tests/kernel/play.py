@@ -115,6 +115,22 @@ def by_oracle(lines: list[str], before: str = EMPTY, family: int = 4) -> list[St
     ]
 
 
+def restores(
+    program: str, texts: list[str], options: list[str], before: str, family: int = 4
+) -> list[Step]:
+    """Restore each text with a program, each time from the tables given in a namespace anew."""
+    steps = []
+    for text in texts:
+        fresh()
+        load(before, family)
+        if program == "nfctl":
+            said = nfctl(["restore", f"-{family}", *options], text)
+        else:
+            said = oracle([f"{legacy(family)}-restore", *options], text)
+        steps.append(Step(said, saved(family), saved(10 - family)))
+    return steps
+
+
 def compare(
     netns: Namespace, pairs: list[tuple[str, str]], before: str = EMPTY, family: int = 4
 ) -> list[Said]:
