@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from nfctl.cli import complete
 from nfctl.cli.common import (
@@ -32,6 +33,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nfctl.control.transaction import Transaction
+
+
+
+class WithRule(TyperCommand):
+    """A command that ends in a rule: behind the chain, dashes begin the rule's options."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete an option of iptables or of an extension named in the rule."""
+        if not ctx.params.get("chain"):
+            return super().shell_complete(ctx, incomplete)
+        # Where typer has the class of an item from depends on its version: ask one of its own.
+        kind = type(super().shell_complete(ctx, "--")[0])
+        return [kind(word) for word in complete.rule(ctx, [], incomplete)]
+
 
 app = typer.Typer(
     help="Rules: list, add, insert, replace, delete, check.",
@@ -153,7 +168,7 @@ def list_(
     write(show_table(document, exact=exact))
 
 
-@app.command(context_settings=VERBATIM)
+@app.command(cls=WithRule, context_settings=VERBATIM)
 def add(
     chain: Chain,
     spec: SpecWords = [],  # noqa: B006 - typer makes a new one
@@ -184,7 +199,7 @@ def add(
         edit.append(chain, words, None, _HERE)
 
 
-@app.command(context_settings=VERBATIM)
+@app.command(cls=WithRule, context_settings=VERBATIM)
 def insert(
     chain: Chain,
     spec: Annotated[
@@ -223,7 +238,7 @@ def insert(
         edit.insert(chain, words, number, None, _HERE)
 
 
-@app.command(context_settings=VERBATIM)
+@app.command(cls=WithRule, context_settings=VERBATIM)
 def replace(
     chain: Chain,
     number: Annotated[str, typer.Argument(metavar="NUMBER", help="The rule's number.")],
@@ -249,7 +264,7 @@ def replace(
         tables[table].replace(chain, at, words, _HERE)
 
 
-@app.command(context_settings=VERBATIM)
+@app.command(cls=WithRule, context_settings=VERBATIM)
 def delete(
     chain: Chain,
     spec: Annotated[
@@ -281,7 +296,7 @@ def delete(
             tables[table].delete(chain, words, _HERE)
 
 
-@app.command(context_settings=VERBATIM)
+@app.command(cls=WithRule, context_settings=VERBATIM)
 def check(
     chain: Chain,
     spec: SpecWords = [],  # noqa: B006

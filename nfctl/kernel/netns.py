@@ -52,7 +52,7 @@ def entered(name: str | None) -> Iterator[None]:
 def _open(name: str) -> int:
     file = name if "/" in name else f"{_RUN}/{name}"
     try:
-        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(file if name else "", os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
         msg = f"network namespace {name} cannot be opened"
         raise NotPermitted(msg, hint="run as root") from None
