@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from itertools import pairwise
 from typing import Any
 
@@ -51,10 +51,12 @@ def rule(ctx: Any, args: list[str], incomplete: str) -> list[str]:
 
         builtin = BUILTIN_CHAINS.get(_table(ctx, args), ())
         own = [name for name in _chain_names(ctx, args) if name not in builtin]
+        if before in {"-g", "--goto"}:
+            return _beginning(own, incomplete)
         targets = [name for name in installed(family) if name.isupper()]
         return _beginning([*own, *VERDICTS, *targets], incomplete)
     if before in {"-i", "-o", "--in-interface", "--out-interface"}:
-        return _beginning(_interfaces(), incomplete)
+        return _beginning(_interfaces(ctx), incomplete)
     if before in {"-p", "--protocol"}:
         return _beginning(_PROTOCOLS, incomplete)
     if incomplete.startswith("--"):
@@ -94,10 +96,13 @@ def _chain_names(ctx: Any, args: list[str]) -> list[str]:
     return list(BUILTIN_CHAINS.get(table, ()))
 
 
-def _interfaces() -> list[str]:
+def _interfaces(ctx: Any) -> list[str]:
+    from nfctl.kernel import netns
+
     try:
-        return sorted(os.listdir("/sys/class/net"))
-    except OSError:
+        with netns.entered(ctx.params.get("netns")):
+            return sorted(name for _, name in socket.if_nameindex())
+    except (NfctlError, OSError):
         return []
 
 
@@ -122,4 +127,4 @@ def _extension_options(words: list[str], family: int) -> list[str]:
                 continue
             if extension is not None:
                 names += [f"--{name}" for name in extension.options]
-    return names
+    return list(dict.fromkeys(names))

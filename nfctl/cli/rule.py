@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nfctl.control.transaction import Transaction
 
 
-
 class WithRule(TyperCommand):
     """A command that ends in a rule: behind the chain, dashes begin the rule's options."""
 
@@ -261,7 +260,7 @@ def replace(
         _pointed_at(spec) as words,
         _transaction(ipv4, ipv6, wait, netns, resolve) as tables,
     ):
-        tables[table].replace(chain, at, words, _HERE)
+        tables[table].replace(chain, at, words, None, _HERE)
 
 
 @app.command(cls=WithRule, context_settings=VERBATIM)

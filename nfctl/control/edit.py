@@ -36,11 +36,11 @@ class TableEdit:
         self.encoder = encoder
         self.decoder = decoder
         self.edited = False
-        self.user_chains: set[str] = set()
+        self._user_chains: set[str] = set()
         self._policies_set: set[str] = set()
         self._origins: dict[tuple[str, bytes], Where] = {}
         #: Where rule N of a chain came from, asked when the kernel refuses it.
-        self.locate: Callable[[str, int], Where | None] = self._locate
+        self.locate: Callable[[str, int], Where | None] = self.origin
 
     @property
     def kernel(self) -> Table:
@@ -48,15 +48,23 @@ class TableEdit:
         if self._kernel is None:
             self._kernel = Table(self.family, self.name)
             builtin = BUILTIN_CHAINS[self.name]
-            self.user_chains.update(c for c in self._kernel.chains() if c not in builtin)
+            self._user_chains.update(c for c in self._kernel.chains() if c not in builtin)
         return self._kernel
+
+    @property
+    def user_chains(self) -> set[str]:
+        """The names of the user-defined chains, kept up with the edits."""
+        if self._kernel is None:
+            self.kernel.chains()  # opening it fills them in
+        return self._user_chains
 
     def close(self) -> None:
         """Forget the table and the edits that were not committed."""
         if self._kernel is not None:
             self._kernel.close()
 
-    def _locate(self, chain: str, number: int) -> Where | None:
+    def origin(self, chain: str, number: int) -> Where | None:
+        """Return where a rule that was added one by one came from, as far as it is known."""
         for position, (_, parts) in enumerate(self.kernel.entries(chain), 1):
             if position == number:
                 return self._origins.get((chain, self.decoder.canonical(parts)))
@@ -151,7 +159,7 @@ class TableEdit:
             words = split(spec)
         else:
             words = [word if isinstance(word, Word) else Word(word) for word in spec]
-        context = Context(self.name, self.chain(chain), self.user_chains)  # chain() opened it
+        context = Context(self.name, self.chain(chain), self.user_chains)
         return self.encoder.encode(words, context, where)
 
     def append(
@@ -193,6 +201,7 @@ class TableEdit:
         chain: str,
         number: int,
         spec: str | Sequence[str] | Sequence[Word],
+        counters: tuple[int, int] | None = None,
         where: Where | None = None,
     ) -> None:
         """Replace rule ``number``; its counters begin anew, as with iptables -R."""
@@ -201,7 +210,8 @@ class TableEdit:
             msg = "Replacement rule does not specify a unique address"
             raise BadInput(msg, where=where)
         self._number(chain, number)
-        self.kernel.replace(chain, self._counted(encoded.rules[0], encoded.counters), number)
+        entry = self._counted(encoded.rules[0], encoded.counters or counters)
+        self.kernel.replace(chain, entry, number)
         self._remember(chain, encoded.rules[0], where)
         self.edited = True
 

@@ -89,7 +89,7 @@ def apply(
     total = 0
     for section in parsed.sections:
         edit = transaction[section.table]
-        loader = _Loader(edit, parsed.source, counters)
+        loader = _Loader(edit, parsed.source, counters, noflush)
         if not noflush and _is_plain(section):
             draft = loader.draft(section)
             total += sum(map(len, draft.rules.values()))
@@ -98,6 +98,7 @@ def apply(
                 continue
             loader.write(draft)
         else:
+            edit.locate = edit.origin  # a section before may have located rules by its lines
             if not noflush:
                 clear(edit.kernel)
                 edit.user_chains.clear()
@@ -115,10 +116,11 @@ def _is_plain(section: Section) -> bool:
 class _Loader:
     """Does one section to one table."""
 
-    def __init__(self, edit: TableEdit, source: str, counters: bool) -> None:
+    def __init__(self, edit: TableEdit, source: str, counters: bool, noflush: bool = False) -> None:
         self.edit = edit
         self.source = source
         self.counters = counters
+        self.noflush = noflush
         self.builtin = BUILTIN_CHAINS[edit.name]
 
     # --- a plain section: the wanted state first, then the comparison --------------------------
@@ -257,7 +259,8 @@ class _Loader:
         clear(kernel)
         for chain in draft.user_chains:
             kernel.create_chain(chain)
-        edit.user_chains = set(draft.user_chains)
+        edit.user_chains.clear()
+        edit.user_chains.update(draft.user_chains)
         for chain in self.builtin:
             now = kernel.policy(chain)
             if now is not None:
@@ -311,7 +314,7 @@ class _Loader:
         elif verb == "I":
             edit.insert(chain, item.words, item.number or 1, counts, where)
         elif verb == "R":
-            edit.replace(chain, item.number or 1, item.words, where)
+            edit.replace(chain, item.number or 1, item.words, counts, where)
         elif verb == "D":
             edit.delete(chain, item.number if item.number is not None else item.words)
         elif verb == "C":
@@ -328,7 +331,7 @@ class _Loader:
         elif verb == "Z":
             edit.zero(chain or None, item.number)
         elif verb == "P":
-            edit.set_policy(chain, item.argument)
+            edit.set_policy(chain, item.argument, counts)
         elif verb == "E":
             edit.rename_chain(chain, item.argument)
 
@@ -341,6 +344,9 @@ class _Loader:
         if item.argument != "-":
             msg = f"chain {chain} is user-defined and has no policy"
             raise BadInput(msg, hint="write - instead")
+        if chain in edit.user_chains and not self.noflush:
+            msg = f"chain {chain} is there already"
+            raise BadInput(msg)
         if chain in edit.user_chains:
             edit.flush(chain)
         else:

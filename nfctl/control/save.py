@@ -37,10 +37,14 @@ def save(
     ``tables`` None means those that are in use in the namespace (looking does not make any).
     Each table is one consistent snapshot. Raises NotPermitted, Unsupported.
     """
+    decoder = Decoder(family)
     with netns.entered(network):
-        decoder = Decoder(family)
-        for name in _names(family, tables):
-            yield _text(Blob(family, name), decoder, counters)
+        names = _names(family, tables)
+    for name in names:
+        # a generator may be left lying; the thread must not be left in the other namespace
+        with netns.entered(network):
+            text = _text(Blob(family, name), decoder, counters)
+        yield text
 
 
 def _text(blob: Blob, decoder: Decoder, counters: bool) -> str:

@@ -50,6 +50,7 @@ class Transaction:
         self._resolve = resolve
         self._stack = contextlib.ExitStack()
         self._tables: dict[str, TableEdit] = {}
+        self._begun = False
 
     def __enter__(self) -> Transaction:
         with contextlib.ExitStack() as stack:
@@ -58,6 +59,7 @@ class Transaction:
             self.encoder = Encoder(self.family, resolve=self._resolve)
             self.decoder = Decoder(self.family)
             self._stack = stack.pop_all()
+            self._begun = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
@@ -66,10 +68,14 @@ class Transaction:
                 self.commit()
         finally:
             self.forget()
+            self._begun = False
             self._stack.close()
 
     def __getitem__(self, name: str) -> TableEdit:
         """Return a table for reading and editing; opening it makes it exist, as iptables does."""
+        if not self._begun:
+            msg = "the transaction is not open: use it in a with block"
+            raise RuntimeError(msg)
         if name not in self._tables:
             check_table(name)
             self._tables[name] = TableEdit(self.family, name, self.encoder, self.decoder)

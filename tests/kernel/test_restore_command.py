@@ -203,13 +203,15 @@ def test_words_are_split_as_iptables_restore_does(netns: Namespace) -> None:
 
 ADDRESSES = [
     "10", "10/8", "10.1/16", "10.1.2/24", "0x0a.010.1", "10.1.2.3/0x18", "10.1.2.3/010",
-    "10.1.2.3/255.0.255.0", "10.1.2.3/0", "junk/0", "0/0", "1.1.1.1,2.2.2.2/8", '"1.1.1.1, 2.2.2.2"',
+    "10.1.2.3/255.0.255.0", "10.1.2.3/0", "junk/0", "0/0", "1.1.1.1,2.2.2.2/8",
+    '"1.1.1.1, 2.2.2.2"',
     "255.255.255.255", "010.0.0.1", "10.0.0.08", "10.0.0.256", "10.0.0.1.2", "10..1", "10.0.0.1/33",
     "10.0.0.1/", "10.0.0.1/255.255", "10.0.0.1,", ",10.0.0.1", "10.0.0.1/8/8", "10.0.0.1/-1",
     "::1",
 ]  # fmt: skip
 ADDRESSES6 = [
-    "::1", "2001:DB8::1/64", "2001:db8::1/ffff:0:ffff::", "::/0", "junk/0", "::ffff:10.0.0.1", "::1,::2",
+    "::1", "2001:DB8::1/64", "2001:db8::1/ffff:0:ffff::", "::/0", "junk/0", "::ffff:10.0.0.1",
+    "::1,::2",
     "::1/129", "::1/", "1::2::3", "12345::", "10.0.0.1", "::/::",
 ]  # fmt: skip
 
@@ -431,7 +433,7 @@ def test_a_file_standard_input_and_a_dash(netns: Namespace, tmp_path: Path) -> N
 def test_a_file_that_is_wrong(
     netns: Namespace, tmp_path: Path, data: bytes, place: str, said: str
 ) -> None:
-    """Whatever is wrong, and be it in the last line: exit code 2, its place, and nothing changed."""
+    """Whatever is wrong, in the last line even: exit code 2, its place, and nothing changed."""
     file = tmp_path / "rules"
     file.write_bytes(data)
     netns.python(play.load, BEFORE)
@@ -479,9 +481,7 @@ def test_what_is_no_file(netns: Namespace, tmp_path: Path) -> None:
         (["-A INPUT -j ACCEPT -w"], "2:20", "-w"),
     ],
 )
-def test_errors_have_their_place(
-    netns: Namespace, lines: list[str], place: str, said: str
-) -> None:
+def test_errors_have_their_place(netns: Namespace, lines: list[str], place: str, said: str) -> None:
     """The message has file, line and column, the line itself, and a caret under the column."""
     text = table(*lines)
     step = restore(netns, text)
@@ -550,7 +550,7 @@ def test_a_host_name_is_looked_up_if_asked_for(netns: Namespace) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_save_piped_into_restore_changes_nothing(netns: Namespace, family: int) -> None:
-    """Nfctl save -c | nfctl restore -c leaves every byte, and puts the same into an empty kernel."""
+    """What save -c prints restore -c finds there already, and puts into an empty kernel."""
     text = NAT + BEFORE + RAW
     netns.python(play.load, text, family)
     before = netns.save(family, "-c")

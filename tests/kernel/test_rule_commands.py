@@ -513,7 +513,5 @@ def test_the_command_itself(netns: Namespace) -> None:
     done = netns.nfctl("rule", "add", "INPUT", "-p", "tcp", "--dport", "x")
     assert done.returncode == 2
     assert done.stderr.startswith("nfctl: error: ")
-    assert netns.save() == play.EMPTY.replace(
-        "COMMIT", "-A INPUT -p tcp -m tcp --dport 22\nCOMMIT"
-    )
+    assert netns.save() == play.EMPTY.replace("COMMIT", "-A INPUT -p tcp -m tcp --dport 22\nCOMMIT")
     assert sys.executable in NFCTL

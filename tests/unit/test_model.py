@@ -258,7 +258,8 @@ _COMMANDS = st.sampled_from(
         ":INPUT DROP [1:2]", ":A - [0:0]", ":B -", "-A INPUT -f", "-A A -j B", "-A INPUT -g A",
         "-N A", "-N B", "-X", "-X A", "-F", "-F A", "-Z", "-Z INPUT 1", "-P INPUT DROP",
         "-P A DROP", "-E A B", "-E B INPUT", "-E INPUT A", "-D INPUT 1", "-D INPUT -f", "-D A 2",
-        "-R INPUT 1", "-I INPUT", "-I INPUT 3 -f", "-I A 1 -s 10.0.0.1", "-C INPUT -f", "COMMIT\n*filter",
+        "-R INPUT 1", "-I INPUT", "-I INPUT 3 -f", "-I A 1 -s 10.0.0.1", "-C INPUT -f",
+        "COMMIT\n*filter",
     ]
 )  # fmt: skip
 
