@@ -16,7 +16,7 @@ from nfctl.errors import AnswerNo, BadInput, NfctlError, Unsupported, Where
 from nfctl.kernel import lock
 from nfctl.kernel.blob import Blob, BlobChain, info
 from nfctl.kernel.encode import Context
-from nfctl.kernel.layout import STANDARD_TARGET, layout, standard_target
+from nfctl.kernel.layout import STANDARD_TARGET, layout
 from nfctl.kernel.table import with_counters
 from nfctl.ruleset import script
 from nfctl.ruleset.names import BUILTIN_CHAINS, check_new_chain
@@ -242,16 +242,11 @@ class _Loader:
             counts_wanted = counts_wanted + [(0, 0)] * (len(wanted) - len(counts_wanted))
             if counts_wanted != [blob.counters(span) for span in spans]:
                 return False
-        size, ip_size = blob.layout.size, blob.layout.ip.size
         canonical = self.edit.decoder.canonical
-        for entry, parts in zip(wanted, blob.parts(spans), strict=True):
-            header, matches, target, jump = parts
-            ours = matches + (target if jump is None else standard_target(jump))
-            # Bytes that are equal as they are need no tidying up; the others may yet turn out
-            # to be the same rule.
-            if (entry[size:] != ours or entry[:ip_size] != header) and canonical(parts) != entry:
-                return False
-        return True
+        return all(
+            canonical(blob.parts([spans[index]])[0]) == wanted[index]
+            for index in blob.unequal(spans, wanted)
+        )
 
     def write(self, draft: _Draft) -> None:
         """Replace the table's content by the draft, in libiptc's memory."""

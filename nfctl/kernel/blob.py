@@ -23,7 +23,14 @@ from typing import NamedTuple
 
 from nfctl.errors import NfctlError, NotPermitted, Unsupported
 from nfctl.kernel.decode import Parts
-from nfctl.kernel.layout import COUNTERS, EXTENSION_HEADER, OFFSETS, STANDARD_TARGET, layout
+from nfctl.kernel.layout import (
+    COUNTERS,
+    EXTENSION_HEADER,
+    OFFSETS,
+    STANDARD_TARGET,
+    layout,
+    standard_target,
+)
 from nfctl.kernel.libraries import libraries
 from nfctl.ruleset.names import check_table
 
@@ -34,6 +41,7 @@ _ERROR_TARGET = 64  # struct xt_error_target, aligned
 _ERROR = b"ERROR\0"
 _HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # enum nf_inet_hooks
 _VERDICTS = {-1: b"DROP", -2: b"ACCEPT", -4: b"QUEUE", -5: b"RETURN"}  # -NF_* - 1, XT_RETURN
+_VERDICT = struct.Struct("=i")
 _ATTEMPTS = 20
 
 
@@ -81,6 +89,7 @@ class Blob:
             self.info, self.data = source.entries()
         self._firsts: dict[int, bytes] = {}  # offset of a chain's first rule: its name
         self.chains = self._cut()
+        self._names: dict[int, bytes] = {**self._firsts, **_VERDICTS}
 
     def _cut(self) -> list[BlobChain]:
         data, at = self.data, self.layout
@@ -89,6 +98,7 @@ class Blob:
             for hook, (offset, name) in enumerate(zip(self.info.hook_entry, _HOOKS, strict=True))
             if self.info.valid_hooks >> hook & 1
         }
+        new = tuple.__new__  # a NamedTuple's own constructor is slow
         unpack, offsets_at, size = OFFSETS.unpack_from, at.offsets_at, _BASE + self.info.size
         builtin: list[tuple[str, list[Span]]] = []
         user: list[tuple[str, list[Span]]] = []
@@ -108,7 +118,7 @@ class Blob:
                 if start in heads:
                     spans = []
                     builtin.append((heads[start], spans))
-                spans.append(Span(start, target, end))
+                spans.append(new(Span, (start, target, end)))
             start = end
         user.sort(key=lambda chain: chain[0].encode("utf-8", "surrogateescape"))
         chains = [BlobChain(name, self._policy(rules.pop()), rules) for name, rules in builtin]
@@ -126,27 +136,41 @@ class Blob:
         packets, octets = COUNTERS.unpack_from(self.data, span.start + self.layout.counters_at)
         return packets, octets
 
+    def _jump(self, span: Span) -> bytes:
+        """Return the name a standard target's verdict stands for."""
+        verdict: int = _VERDICT.unpack_from(self.data, span[1] + EXTENSION_HEADER.size)[0]
+        # a rule without a target "jumps" to the rule behind it
+        return b"" if verdict == span[2] - _BASE else self._names.get(verdict, b"")
+
     def parts(self, rules: list[Span]) -> list[Parts]:
         """Return rules cut at their seams, jumps by name."""
         data, ip_size, size = self.data, self.layout.ip.size, self.layout.size
-        verdict_at = EXTENSION_HEADER.size
-        names: dict[int, bytes] = {**self._firsts, **_VERDICTS}
-        unpack = struct.Struct("=i").unpack_from
+        new = tuple.__new__
         found = []
-        for start, target, end in rules:
-            jump: bytes | None = None
-            if not data[target + 2]:  # the standard target has the empty name
-                verdict = unpack(data, target + verdict_at)[0]
-                # a rule without a target "jumps" to the rule behind it
-                jump = b"" if verdict == end - _BASE else names.get(verdict, b"")
-            found.append(
-                Parts(
-                    data[start : start + ip_size],
-                    data[start + size : target],
-                    data[target:end],
-                    jump,
-                )
-            )
+        for span in rules:
+            start, target, end = span
+            # the standard target has the empty name
+            jump = None if data[target + 2] else self._jump(span)
+            header, matches = data[start : start + ip_size], data[start + size : target]
+            found.append(new(Parts, (header, matches, data[target:end], jump)))
+        return found
+
+    def unequal(self, rules: list[Span], entries: list[bytes]) -> list[int]:
+        """Return the indices of rules that are not, byte for byte, the canonical entries.
+
+        They may be the same rules yet: what the kernel hands out holds private bytes and
+        leavings (see :meth:`nfctl.kernel.decode.Decoder.canonical`).
+        """
+        data, ip_size, size = self.data, self.layout.ip.size, self.layout.size
+        found = []
+        for index, (span, entry) in enumerate(zip(rules, entries, strict=True)):
+            start, target, end = span
+            if data[target + 2]:
+                behind = data[start + size : end]
+            else:
+                behind = data[start + size : target] + standard_target(self._jump(span))
+            if behind != entry[size:] or data[start : start + ip_size] != entry[:ip_size]:
+                found.append(index)
         return found
 
 

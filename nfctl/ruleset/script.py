@@ -78,6 +78,7 @@ _COMMANDS = {
 _VERBS = {f"-{letter}": letter for letter in _COMMANDS}
 _VERBS |= {f"--{name}": letter for letter, name in _COMMANDS.items()}
 _COUNTED = re.compile(r"\[([0-9]{1,19}):([0-9]{1,19})\] -A ")  # fewer digits than 2**64 has
+_PLAIN_CHAIN = re.compile(r'[^-!"\t][^"\t]*')
 _BLANK = {"", " ", "\t"}
 _COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\][ \t]*")
 _NO_BLANKS = re.compile(r"[^ \t]+")
@@ -107,7 +108,8 @@ def _check_bytes(text: str, source: str) -> None:
     """Raise BadInput for what is not the text of any bytes that C takes to the end."""
     at, message = text.find("\0"), "this is no text: there is a NUL byte"
     try:
-        text.encode("utf-8", "surrogateescape")
+        if not text.isascii():
+            text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         if not 0 <= at < error.start:
             at, message = error.start, "half of a surrogate pair is no character"
@@ -119,6 +121,7 @@ def _check_bytes(text: str, source: str) -> None:
 class _Reader:
     def __init__(self, text: str, source: str, family: int, only: str | None) -> None:
         self.lines = text.split("\n")
+        self.marked = any(mark in text for mark in (" -4", " -6", "--ipv"))
         self.carriage = "\r\n" in text or text.endswith("\r")
         self.source = source
         self.family = family
@@ -135,6 +138,8 @@ class _Reader:
             self.lines.pop()
         match_counted = _COUNTED.match
         new = tuple.__new__  # a NamedTuple's own constructor is slow
+        plain = ""  # the chain of the line before
+        marked = self.marked
         items: list[Append | Command] = []
         for number, line in enumerate(self.lines, 1):
             self.number = number
@@ -152,14 +157,11 @@ class _Reader:
                     chain = line[start:end]
                     if (
                         end > start
-                        and chain[0] not in '-!"\t'
-                        and '"' not in chain
-                        and "\t" not in chain
+                        and (chain == plain or _PLAIN_CHAIN.fullmatch(chain))
                         and line[end + 1 : end + 2] not in _BLANK
-                        and " -4" not in line
-                        and " -6" not in line
-                        and "--ipv" not in line
+                        and not (marked and (" -4" in line or " -6" in line or "--ipv" in line))
                     ):
+                        plain = chain
                         fields = (chain, line[end + 1 :], counters, number, end + 2, None)
                         items.append(new(Append, fields))
                         continue
