@@ -330,7 +330,7 @@ class Encoder:
             return None
         if extension is None:
             return None
-        array = Words(words)
+        array = None if extension.new_parser else Words(words)
         entry = self._entry.show(key)
         try:
             with Instance(extension) as instance:
@@ -346,9 +346,12 @@ class Encoder:
                     value = index + 1 if option.argument == 1 else index
                     if value >= len(words) or option.argument == 2:
                         return None
-                    taken = instance.parse(
-                        option, array, value, option.argument == 1, invert, entry
-                    )
+                    taken = 0
+                    if array is None:
+                        instance.parse_value(option, words[value], invert, entry)
+                    else:
+                        takes = option.argument == 1
+                        taken = instance.parse(option, array, value, takes, invert, entry)
                     index, invert = value + 1 + taken, False
                 if invert:
                     return None

@@ -74,6 +74,7 @@ class Extension:
         self.udata = cell("udata")
         self.holds: Instance | None = None
         self.udata_size: int = raw.udata_size
+        self.new_parser = bool(raw.x6_parse)
         cell("option_offset", ct.c_uint).value = 0
         self.header = EXTENSION_HEADER.pack(self.total, self.real_name.encode(), self.revision)
         self.init: int | None = cell("init").value
@@ -184,6 +185,19 @@ class Instance:
             raise Refused
         return int(lib.optind.value) - (at + 1)
 
+    def parse_value(self, option: Option, value: str, invert: bool, entry: Any) -> None:
+        """Parse one option of an extension with the new parser, which sees its value alone."""
+        lib = self._lib
+        extension = self.extension
+        self._lend()
+        text = ct.create_string_buffer(value.encode("utf-8", "surrogateescape"))
+        lib.optarg.value = ct.addressof(text) if option.argument else None
+        result = lib.guarded_parse(
+            extension.parse, option.value, None, invert, extension.address, entry, None
+        )
+        if result == -1:
+            raise Refused
+
     def finish(self) -> bytes:
         """Run the extension's final check and return its bytes, header included."""
         extension = self.extension
@@ -191,7 +205,9 @@ class Instance:
         if self._lib.guarded_call(extension.check, extension.address):
             raise Refused
         data = self._lend()
-        size = int.from_bytes(ct.string_at(data, 2), sys.byteorder)
+        size = extension.total
+        if data != self._data:  # an old parser made it larger or smaller
+            size = int.from_bytes(ct.string_at(data, 2), sys.byteorder)
         return ct.string_at(data, size)
 
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from nfctl.errors import BadInput, Where
 
 _PIECE = re.compile(r'([ \t]+)|([^ \t"]+)|"((?:[^"\\]|\\.)*)(")?', re.DOTALL)
+# a word alone, and the blank behind it: what nearly all of every line is made of
+_SIMPLE = re.compile(r'(?:([^ \t"]+)|"([^"\\]*)")(?: |$)')
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _PLAIN = re.compile(r"[-_0-9A-Za-z]+")
 _BARE = re.compile(r'[^ \t"\r\n]+')
@@ -41,6 +43,16 @@ def split(line: str, *, source: str = "", number: int = 0, column: int = 1) -> l
                 words.append(Word(text, at))
             at += len(text) + 1
         return words
+    at = 0
+    for simple in _SIMPLE.finditer(line):
+        if simple.start() != at:
+            break
+        bare, quoted = simple.groups()
+        words.append(Word(quoted if bare is None else bare, column + at))
+        at = simple.end()
+    if at == len(line):
+        return words
+    words.clear()
     start: int | None = None
     text = ""
     at = 0
