@@ -96,6 +96,12 @@ def main() -> None:
     import gc
 
     gc.disable()
+    # Python has no stream where the descriptor is closed. The descriptor is taken by one that
+    # cannot be written to, so that a table saved to nowhere is an error.
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), number)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     completing = any(name.startswith("_NFCTL_COMPLETE") for name in os.environ)
     names = [first] if first in _COMMANDS and not completing else list(_COMMANDS)

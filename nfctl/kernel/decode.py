@@ -2,14 +2,13 @@
 
 The header is printed here (:func:`nfctl.kernel.layout.header_text`); matches and targets print
 themselves through libxtables to C's standard output. That output is caught once for many of
-them, in an anonymous file, and what each distinct extension blob prints is remembered, so that
+them, in memory, and what each distinct extension blob prints is remembered, so that
 fifty thousand rules cost a few thousand calls.
 """
 
 from __future__ import annotations
 
 import ctypes as ct
-import os
 import re
 import struct
 import sys
@@ -30,7 +29,7 @@ from nfctl.kernel.layout import (
     layout,
     standard_target,
 )
-from nfctl.kernel.libraries import libraries
+from nfctl.kernel.libraries import GUARD, libraries
 
 _HEADER = EXTENSION_HEADER.size
 _LITTLE = sys.byteorder == "little"
@@ -119,9 +118,10 @@ class Decoder:
         Raises Unsupported (exit 3) for a match or target of which no extension is installed,
         as iptables-save does.
         """
-        lines = self._lines(rules)
-        if self._printing:
-            self._print()
+        with GUARD:
+            lines = self._lines(rules)
+            if self._printing:
+                self._print()
         # Everything is a string now, or a cell that holds one.
         return [
             "".join([part if isinstance(part, str) else part.text for part in line])[1:]
@@ -287,38 +287,30 @@ def _port(name: str, revision: int, data: bytes) -> str:
 def _print(items: list[tuple[extensions.Extension, bytes, bytes]]) -> list[str]:
     """Let each extension print its bytes; return what each printed.
 
-    C's standard output is file descriptor 1 whatever Python's is, so that descriptor points to
-    an anonymous file meanwhile. A NUL, which no extension prints, separates.
+    They print to C's ``stdout``, which is a variable: it points to a stream in memory meanwhile
+    (open_memstream(3)), so that what others write to file descriptor 1 is left alone. A NUL,
+    which no extension prints, separates.
     """
-    libc = libraries().libc
-    libc.fflush(None)
+    lib = libraries()
+    text, length = ct.c_void_p(), ct.c_size_t()
+    stream = lib.libc.open_memstream(ct.byref(text), ct.byref(length))
+    if not stream:
+        raise MemoryError
+    before = lib.stdout.value
+    lib.stdout.value = stream
     try:
-        saved = os.dup(1)
-    except OSError:  # standard output is closed
-        saved = -1
-    store = os.memfd_create("nfctl-print", os.MFD_CLOEXEC)
-    try:
-        os.dup2(store, 1)
         with deadly():
-            nfproto = None
             for extension, header, data in items:
-                if extension.layout.nfproto != nfproto:
-                    nfproto = extension.layout.nfproto
-                    libraries().use(nfproto)
-                assert extension.save is not None  # noqa: S101 - chosen by _piece
+                lib.use(extension.layout.nfproto)
+                assert extension.save is not None  # noqa: S101 - chosen by _cell
                 extension.save(_pointer(header), _pointer(data))
-                libc.putchar(0)
-            libc.fflush(None)
+                lib.libc.fputc(0, stream)
     finally:
-        if saved >= 0:
-            os.dup2(saved, 1)
-            os.close(saved)
-        else:
-            os.close(1)
-        with os.fdopen(store, "rb") as file:
-            file.seek(0)
-            text = file.read()
-    return [piece.decode("utf-8", "surrogateescape") for piece in text.split(b"\0")[:-1]]
+        lib.stdout.value = before
+        lib.libc.fclose(stream)
+        printed = ct.string_at(text.value, length.value) if text.value else b""
+        lib.libc.free(text)
+    return [piece.decode("utf-8", "surrogateescape") for piece in printed.split(b"\0")[:-1]]
 
 
 def _pointer(data: bytes) -> ct.c_void_p:

@@ -25,7 +25,7 @@ from nfctl.kernel.extensions import Extension, Instance, Refused, Words
 from nfctl.kernel.grammar import LONG_OPTIONS, Context, Encoded, Parser
 from nfctl.kernel.header import Entry, Header
 from nfctl.kernel.layout import MAX_ENTRY, OFFSETS, layout, standard_target
-from nfctl.kernel.libraries import libraries
+from nfctl.kernel.libraries import GUARD, libraries
 from nfctl.ruleset.fields import addresses, masked, prefix_mask
 from nfctl.ruleset.names import MAX_WORD, VERDICTS
 from nfctl.ruleset.words import Word, split
@@ -330,6 +330,10 @@ class Encoder:
             return None
         if extension is None:
             return None
+        with GUARD:
+            return self._parsed(extension, words, key)
+
+    def _parsed(self, extension: Extension, words: list[str], key: int) -> bytes | None:
         array = None if extension.new_parser else Words(words)
         entry = self._entry.show(key)
         try:
@@ -375,12 +379,13 @@ class Encoder:
         """
         _check_words(words, where)
         parser = Parser(self._entry, words, context, where, resolve=self.resolve)
-        try:
-            return parser.run()
-        except Refused:
-            again = Parser(self._entry, words, context, where, resolve=self.resolve)
-            text = explain(again.run) or "libxtables refuses the rule"
-            raise parser.error(text, parser.option_at) from None
+        with GUARD:
+            try:
+                return parser.run()
+            except Refused:
+                again = Parser(self._entry, words, context, where, resolve=self.resolve)
+                text = explain(again.run) or "libxtables refuses the rule"
+                raise parser.error(text, parser.option_at) from None
 
 
 def _check_words(words: list[Word], where: Where | None) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from nfctl.errors import BadInput, Unsupported
 from nfctl.kernel.layout import EXTENSION_HEADER, Layout
-from nfctl.kernel.libraries import extension_dirs, libraries
+from nfctl.kernel.libraries import GUARD, extension_dirs, libraries
 from nfctl.ruleset.names import MAX_NAME
 
 _TRY_LOAD = 2  # enum xtables_tryload
@@ -295,6 +295,11 @@ def find(kind: str, name: str, layout: Layout) -> Extension | None:
     path = _shared_object(lookup, layout.family)
     if path is None or name in _SHELLS:
         return None
+    with GUARD:
+        return _find(kind, name, path, layout)
+
+
+def _find(kind: str, name: str, path: str, layout: Layout) -> Extension | None:
     lib = libraries()
     lib.use(layout.nfproto)
     real = str(Path(path).resolve())
@@ -323,6 +328,13 @@ def find_revision(kind: str, name: str, revision: int, layout: Layout) -> Extens
     first = find(kind, name, layout)
     if first is None or first.revision == revision:
         return first
+    with GUARD:
+        return _find_revision(first, kind, name, revision, layout)
+
+
+def _find_revision(
+    first: Extension, kind: str, name: str, revision: int, layout: Layout
+) -> Extension | None:
     lib = libraries()
     lib.use(layout.nfproto)
     seek = lib.find_match_revision if kind == "match" else lib.find_target_revision

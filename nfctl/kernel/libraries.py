@@ -20,6 +20,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import threading
 import types
 from functools import cache
 from pathlib import Path
@@ -120,6 +121,10 @@ def _wrapper_path() -> str | None:
     return None
 
 
+#: libxtables keeps its state in global variables: one thread at a time.
+GUARD = threading.RLock()
+
+
 class Libraries:
     """The bound functions. One instance a process: libxtables keeps global state."""
 
@@ -138,6 +143,10 @@ class Libraries:
         self.libc.calloc.restype = ct.c_void_p
         self.libc.calloc.argtypes = [ct.c_size_t, ct.c_size_t]
         self.libc.free.restype = None
+        self.libc.open_memstream.restype = ct.c_void_p
+        self.libc.fputc.argtypes = [ct.c_int, ct.c_void_p]
+        self.libc.fclose.argtypes = [ct.c_void_p]
+        self.stdout = ct.c_void_p.in_dll(self.libc, "stdout")
         self.libc.free.argtypes = [ct.c_void_p]
         self._bind_xtables()
 

@@ -539,6 +539,36 @@ def test_threads_take_turns(netns: Namespace) -> None:
     assert netns.python(together) == 40
 
 
+def read_in_threads() -> tuple[set[str], bool]:
+    """Read both families' tables in four threads; return what came, and if stdout is the same."""
+    for family in (4, 6):
+        with nfctl.edit(family) as tables:
+            for number in range(1, 25):
+                spec = f"-m limit --limit {number}/min -j LOG --log-prefix {family}x{number}"
+                tables["filter"].append("INPUT", spec)
+    wanted = {family: "".join(nfctl.save(family)) for family in (4, 6)}
+    stdout, found = Path("/proc/self/fd/1").readlink(), set()
+
+    def read(family: int) -> None:
+        for _ in range(15):
+            try:
+                found.add("right" if "".join(nfctl.save(family)) == wanted[family] else "wrong")
+            except Exception as error:  # noqa: BLE001 - whatever a race makes of it
+                found.add(repr(error))
+
+    threads = [threading.Thread(target=read, args=(family,)) for family in (4, 6, 4, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found, Path("/proc/self/fd/1").readlink() == stdout
+
+
+def test_threads_read_at_once(netns: Namespace) -> None:
+    """Extensions print to C's standard output; threads get their own text and leave that alone."""
+    assert netns.python(read_in_threads) == ({"right"}, True)
+
+
 def test_without_privileges_the_api_raises(netns: Namespace) -> None:
     """NotPermitted, exit code 3, from every function, where CAP_NET_ADMIN is missing."""
     code = """

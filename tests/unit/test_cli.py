@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -218,24 +219,35 @@ def test_a_reader_that_has_gone(words: str) -> None:
 # --- what only root may do ---------------------------------------------------------------------
 
 
+@functools.cache
+def dropping() -> list[str]:
+    """Return what to put before a command so that it runs without privileges."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("needs setpriv (util-linux), to drop privileges")
+    drop = [setpriv, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    nobody = [*drop, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    # nobody may not be able to read this Python; root without capabilities always is
+    able = (
+        subprocess.run([*nobody, *MODULE, "-V"], capture_output=True, check=False).returncode == 0
+    )
+    return nobody if able else drop
+
+
 def unprivileged(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run nfctl as nobody; skip where that cannot be had."""
-    argv = [*MODULE, *words]
-    if os.geteuid() == 0:
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
-            pytest.skip("needs setpriv (util-linux), to run as nobody")
-        drop = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all",
-                "--bounding-set=-all", "--no-new-privs"]  # fmt: skip
-        argv = [*drop, *argv]
-        if subprocess.run(
-            [*argv[: -len(words)], "-V"], capture_output=True, check=False
-        ).returncode:
-            pytest.skip("nobody cannot read this installation of Python")
+    """Run nfctl without CAP_NET_ADMIN, and as nobody where that can be."""
     return subprocess.run(
-        argv, input=text, capture_output=True, text=True, timeout=60, check=False, cwd="/",
+        [*dropping(), *MODULE, *words],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd="/",
         env={**os.environ, "PYTHONPATH": str(Path(nfctl.__file__).parents[1])},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
