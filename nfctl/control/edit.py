@@ -70,6 +70,15 @@ class TableEdit:
                 return self._origins.get((chain, self.decoder.canonical(parts)))
         return None
 
+    def zero_policies(self) -> None:
+        """Begin the counters of all policies at zero."""
+        for chain in BUILTIN_CHAINS[self.name]:
+            policy = self.kernel.policy(chain)
+            if policy is not None:
+                self.kernel.set_policy(chain, policy.verdict, (0, 0))
+                self._policies_set.add(chain)
+        self.edited = True
+
     def keep_policy_counters(self) -> None:
         """Have the commit keep the counters of policies that nobody set.
 
@@ -275,9 +284,8 @@ class TableEdit:
         rules = self.length(chain)
         last = rules + 1 if insert else rules
         if not 1 <= number <= last:
-            msg = (
-                f"chain {chain} of table {self.name} has {rules} rules, there is no number {number}"
-            )
+            has = _count(rules, "rule")
+            msg = f"chain {chain} of table {self.name} has {has}, there is no number {number}"
             raise BadInput(msg)
 
     # --- chains -------------------------------------------------------------------------------
@@ -305,10 +313,10 @@ class TableEdit:
         """Delete a user-defined chain that is empty and that no rule jumps to."""
         self._user_chain(name, "deleted")
         if references := self.kernel.references(name):
-            msg = f"chain {name} of table {self.name} is in use: {references} rules jump to it"
+            msg = f"chain {name} of table {self.name} is in use: {_count(references, 'jump')} to it"
             raise BadInput(msg, hint=self._users(name))
         if rules := self.length(name):
-            msg = f"chain {name} of table {self.name} is not empty: it has {rules} rules"
+            msg = f"chain {name} of table {self.name} is not empty: it has {_count(rules, 'rule')}"
             raise BadInput(msg, hint=f"nfctl chain flush {name} first, or delete with --flush")
         self.kernel.delete_chain(name)
         self.user_chains.discard(name)
@@ -360,3 +368,7 @@ class TableEdit:
         if self.kernel.is_builtin(self.chain(name)):
             msg = f"chain {name} is built-in and cannot be {verb}"
             raise BadInput(msg)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

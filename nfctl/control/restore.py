@@ -102,6 +102,7 @@ def apply(
             if not noflush:
                 clear(edit.kernel)
                 edit.user_chains.clear()
+                edit.zero_policies()
                 edit.edited = True
             total += loader.replay(section.items)
     names = dict.fromkeys(section.table for section in parsed.sections)
@@ -256,11 +257,9 @@ class _Loader:
             kernel.create_chain(chain)
         edit.user_chains.clear()
         edit.user_chains.update(draft.user_chains)
-        for chain in self.builtin:
-            now = kernel.policy(chain)
-            if now is not None:
-                policy, counts = draft.policies.get(chain, (now.verdict, (0, 0)))
-                edit.set_policy(chain, policy, counts)
+        edit.zero_policies()
+        for chain, (policy, counts) in draft.policies.items():
+            edit.set_policy(chain, policy, counts)
         append, family = kernel.append, kernel.family
         for chain, entries in draft.rules.items():
             name = chain.encode("utf-8", "surrogateescape")
@@ -311,9 +310,9 @@ class _Loader:
         elif verb == "R":
             edit.replace(chain, item.number or 1, item.words, counts, where)
         elif verb == "D":
-            edit.delete(chain, item.number if item.number is not None else item.words)
+            edit.delete(chain, item.number if item.number is not None else item.words, where)
         elif verb == "C":
-            if not edit.check(chain, item.words):
+            if not edit.check(chain, item.words, where):
                 msg = f"chain {chain} of table {edit.name} has no such rule"
                 raise BadInput(msg)
         elif verb == "N":

@@ -192,7 +192,7 @@ def test_a_chain_in_use_names_who_jumps(netns: Namespace) -> None:
         assert f"the jumps: {expected}" in step.said.err
     many = CHAINS.replace("COMMIT", "-A OUTPUT -j C\n" * 9 + "COMMIT")
     (step,) = netns.python(play.by_nfctl, ["chain delete C"], many)
-    assert "9 rules jump to it" in step.said.err
+    assert "9 jumps to it" in step.said.err
     assert "OUTPUT rule 5 and 4 more" in step.said.err
 
 
