@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nfctl.control.edit import TableEdit
+    from nfctl.ruleset.words import Word
 
 
 _ERROR_TARGET = 64  # struct xt_error_target, aligned: what begins a user-defined chain
@@ -158,13 +159,15 @@ class _Loader:
                 self._declare(item, draft)
         return draft
 
+    def _words(self, item: Append) -> tuple[Word, ...]:
+        """Return the words of an appended rule, split if they are not yet."""
+        if item.words is not None:
+            return item.words
+        return tuple(split(item.spec, source=self.source, number=item.line, column=item.column))
+
     def _append(self, item: Append, context: Context, draft: _Draft) -> None:
         where = Where(self.source, item.line, item.column)
-        words = item.words
-        if words is None:
-            words = tuple(
-                split(item.spec, source=self.source, number=item.line, column=item.column)
-            )
+        words = self._words(item)
         encoded = self.edit.encoder.encode(list(words), context, where)
         for entry in encoded.rules:
             draft.rules[item.chain].append(entry)
@@ -283,15 +286,8 @@ class _Loader:
             where = Where(self.source, item.line, item.column)
             try:
                 if isinstance(item, Append):
-                    words = item.words
-                    if words is None:
-                        words = tuple(
-                            split(
-                                item.spec, source=self.source, number=item.line, column=item.column
-                            )
-                        )
                     counts = item.counters if self.counters else None
-                    appended += self.edit.append(item.chain, words, counts, where)
+                    appended += self.edit.append(item.chain, self._words(item), counts, where)
                 else:
                     self._command(item, where)
             except (BadInput, Unsupported) as error:

@@ -23,7 +23,6 @@ from nfctl.kernel.layout import (
     INV_PROTO,
     INV_SRCIP,
     OFFSETS,
-    STANDARD_TARGET,
     address_text,
     header_text,
     layout,
@@ -315,11 +314,3 @@ def _print(items: list[tuple[extensions.Extension, bytes, bytes]]) -> list[str]:
 
 def _pointer(data: bytes) -> ct.c_void_p:
     return ct.cast(ct.c_char_p(data), ct.c_void_p)
-
-
-def standard_verdict(target: bytes) -> int | None:
-    """Return the verdict of a kernel-held standard target; None if it is another target."""
-    if target[2]:
-        return None
-    verdict: int = STANDARD_TARGET.unpack_from(target)[3]
-    return verdict

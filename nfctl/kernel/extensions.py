@@ -26,7 +26,6 @@ from nfctl.ruleset.names import MAX_NAME
 
 _TRY_LOAD = 2  # enum xtables_tryload
 _HEADER = EXTENSION_HEADER.size
-_EXT_ALIAS = 1  # XTABLES_EXT_ALIAS: the old name stays in listings
 _FAMILY_PREFIX = {4: "libipt_", 6: "libip6t_"}
 _ICMPV6_NAMES = {"icmpv6", "ipv6-icmp", "icmp6"}
 _PRINTER = ct.CFUNCTYPE(None, ct.c_void_p, ct.c_void_p)
@@ -63,7 +62,6 @@ class Extension:
         # helper and connlabel leave it out: then all is the user's
         self.user_size: int = raw.userspacesize or raw.size
         self.total = _HEADER + self.size
-        self.keeps_alias = bool(getattr(raw, "ext_flags", 0) & _EXT_ALIAS)
 
         def cell(field: str, kind_of_cell: Any = ct.c_void_p) -> Any:
             return kind_of_cell.from_address(address + getattr(struct_type, field).offset)

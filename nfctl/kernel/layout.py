@@ -59,7 +59,6 @@ class Layout(NamedTuple):
     flags_at: int
     invflags_at: int
     goto: int  # the flag's value
-    kernel_module: str
     names_file: str
 
 
@@ -76,7 +75,6 @@ IPV4 = Layout(
     flags_at=82,
     invflags_at=83,
     goto=IPT_F_GOTO,
-    kernel_module="ip_tables",
     names_file="/proc/net/ip_tables_names",
 )
 IPV6 = Layout(
@@ -93,7 +91,6 @@ IPV6 = Layout(
     flags_at=131,
     invflags_at=132,
     goto=IP6T_F_GOTO,
-    kernel_module="ip6_tables",
     names_file="/proc/net/ip6_tables_names",
 )
 
