@@ -96,3 +96,22 @@ class RolledBack(NfctlError):
     """A part of the change failed after others were committed; those were put back (exit 5)."""
 
     exit_code = 5
+
+
+def excerpt(text: str, where: Where | None) -> str:
+    """Return the line of ``text`` at a place, and a caret under its column; "" without a line.
+
+    Of a long line, what is around the column. Whatever a terminal would obey is a "?".
+    """
+    if where is None or not where.line:
+        return ""
+    lines = text.split("\n")
+    if where.line > len(lines):
+        return ""
+    line = lines[where.line - 1].removesuffix("\r").replace("\t", " ")
+    column = where.column
+    if len(line) > 160:
+        start = max(0, column - 60)
+        line, column = line[start : start + 120], column - start
+    line = "".join(char if char.isprintable() else "?" for char in line)
+    return f"  {line}\n  {' ' * max(0, column - 1)}^"

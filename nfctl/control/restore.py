@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.control.transaction import Transaction, clear
-from nfctl.errors import AnswerNo, BadInput, NfctlError, Unsupported, Where
+from nfctl.errors import AnswerNo, BadInput, NfctlError, Unsupported, Where, excerpt
 from nfctl.kernel import lock
 from nfctl.kernel.blob import Blob, BlobChain, info
 from nfctl.kernel.encode import Context
@@ -348,15 +348,4 @@ class _Loader:
 
 def explain_line(error: NfctlError, text: str) -> str:
     """Return the line an error is about with a caret under its column; "" if it has none."""
-    where = error.where
-    if where is None or not where.line:
-        return ""
-    lines = text.split("\n")
-    if where.line > len(lines):
-        return ""
-    line = lines[where.line - 1].replace("\t", " ")
-    if len(line) > 160:
-        start = max(0, where.column - 60)
-        line = line[start : start + 120]
-        return f"  {line}\n  {' ' * max(0, where.column - 1 - start)}^"
-    return f"  {line}\n  {' ' * max(0, where.column - 1)}^"
+    return excerpt(text, error.where)
