@@ -37,13 +37,16 @@ other ends plugged into it; without one the bridge is a switch in a namespace of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nfctl.errors import BadInput, Where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nfctl.errors import Where
+_SHIPPED: Final = Path(__file__).parent / "topologies"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class InterfacePlan:
 
 @dataclass(frozen=True, slots=True)
 class RulesPlan:
-    """iptables-save text for one family (4 or 6), and the place of its first line."""
+    """iptables-save text for one family (4 or 6), and the place of its first character."""
 
     family: int
     text: str
@@ -85,7 +88,7 @@ class RulesPlan:
     @property
     def inline(self) -> bool:
         """Whether the text stands in the topology itself, and not in a file of its own."""
-        return self.where.line > 1
+        return self.where.column > 1  # a file's text begins in column 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +144,14 @@ class Topology:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str, source: str = "") -> Topology:
-        """Read YAML; BadInput with file, line and column for anything that cannot be."""
-        raise NotImplementedError
+    def parse(cls, text: str | bytes, source: str = "") -> Topology:
+        """Read YAML; BadInput with file, line and column for anything that cannot be.
+
+        Files of rules are looked for beside ``source``.
+        """
+        from nfctl.lab.topology_file import read
+
+        return read(text, source)
 
     @classmethod
     def load(cls, word: str) -> Topology:
@@ -151,16 +159,81 @@ class Topology:
 
         A word with a ``/`` or a ``.`` is a file's name.
         """
-        raise NotImplementedError
+        from nfctl.document import contents, known, shown, standard_input
+
+        if word == "-":
+            return cls.parse(standard_input(), "<stdin>")
+        if "/" in word or "." in word:
+            return cls.parse(contents(word), word)
+        if word not in _shipped_files():
+            hint = known(word, _shipped_files(), "there are")
+            if Path(word).is_file():
+                hint = f"the file of that name is ./{word}"
+            raise BadInput(f"there is no topology {shown(word)}", hint=hint)
+        path = str(_shipped_files()[word])
+        return cls.parse(contents(path), path)
 
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """Return every name of the lab and its addresses: the hosts' and ``names``.
 
         A host is known as ``HOST`` and ``HOST.lab``.
         """
-        raise NotImplementedError
+        found: dict[str, tuple[str, ...]] = {}
+        for host in self.hosts.values():
+            own = (
+                address.partition("/")[0]
+                for interface in host.interfaces
+                for address in interface.addresses
+            )
+            found[host.name] = found[f"{host.name}.lab"] = tuple(dict.fromkeys(own))
+        return found | dict(self.names)
+
+    def document(self) -> dict[str, Any]:
+        """Return it all as what JSON can hold, for :meth:`from_document`."""
+        return {"version": 1, **asdict(self)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Topology:
+        """Return the topology that :meth:`document` came from; BadInput if it is of no such one."""
+        try:
+            return cls(
+                name=document["name"],
+                hosts={name: _host(host) for name, host in document["hosts"].items()},
+                links={name: _link(link) for name, link in document["links"].items()},
+                description=document["description"],
+                names={name: tuple(found) for name, found in document["names"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            msg = f"this is no record of a topology: {error!r}"
+            raise BadInput(msg) from None
 
 
 def shipped() -> dict[str, str]:
     """Return the topologies that come with nfctl: name and description."""
-    raise NotImplementedError
+    return {name: Topology.load(name).description for name in _shipped_files()}
+
+
+def _shipped_files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.yaml"))}
+
+
+def _host(found: Mapping[str, Any]) -> HostPlan:
+    interfaces = (
+        InterfacePlan(**{**plan, "addresses": tuple(plan["addresses"])})
+        for plan in found["interfaces"]
+    )
+    rules = (RulesPlan(**{**plan, "where": Where(*plan["where"])}) for plan in found["rules"])
+    services = {kind: tuple(ports) for kind, ports in found["services"].items()}
+    rebuilt = {
+        "interfaces": tuple(interfaces),
+        "routes": tuple((destination, gateway) for destination, gateway in found["routes"]),
+        "sysctls": dict(found["sysctls"]),
+        "rules": tuple(rules),
+        "services": ServicesPlan(**services),
+    }
+    return HostPlan(**{**found, **rebuilt})
+
+
+def _link(found: Mapping[str, Any]) -> LinkPlan:
+    ends = tuple((host, interface) for host, interface in found["ends"])
+    return LinkPlan(**{**found, "ends": ends, "shape": Shape(**found["shape"])})
