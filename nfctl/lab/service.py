@@ -1,28 +1,33 @@
-"""A small server inside a host: it answers TCP, HTTP and UDP, and reports who came.
+"""Servers inside a host: for as long as the lab's process lives, or on their own.
 
-Every answer is one line of JSON: the address and port that the server saw as its client's
-(that is what NAT changes), and what the client sent. A TCP client that begins with ``GET ``
-is answered in HTTP. Each arrival is also reported to the lab's process, so that a packet
-which got through is noticed even when its answer does not come back.
+What they answer is told in ``servers``. A :class:`Service` also reports each arrival to the
+lab's process, so that a packet which got through is noticed even when its answer does not come
+back. :func:`stand` makes a server that outlives its maker and ends with its namespace.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
-import selectors
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.errors import BadInput
-from nfctl.lab import fork, namespaces
+from nfctl.lab import fork
+from nfctl.lab.servers import Server
+from nfctl.lab.topology import ServicesPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _READY_TIMEOUT = 10.0  # seconds
-_MAX_REQUEST = 4096  # bytes
+_REPORTS_BUFFER = 1 << 23  # bytes: ten thousand arrivals that nobody has read yet
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h: not in Python's socket module
+_PR_SET_NAME = 15  # linux/prctl.h
+_COMM = b"nfctl-service"
 
 
 class Arrival(NamedTuple):
@@ -35,17 +40,33 @@ class Arrival(NamedTuple):
 
 
 class Service:
-    """A running server; made by :meth:`nfctl.lab.Host.serve`, ends with the lab."""
+    """A running server; made by :meth:`nfctl.lab.Host.serve`, ends with the lab.
+
+    ``name`` is the host's, for the answers, and ``names`` are those that DNS knows.
+    """
 
     def __init__(
-        self, enter: Callable[[], None], tcp: tuple[int, ...], udp: tuple[int, ...]
+        self,
+        enter: Callable[[], None],
+        tcp: tuple[int, ...] = (),
+        udp: tuple[int, ...] = (),
+        *,
+        http: tuple[int, ...] = (),
+        dns: tuple[int, ...] = (),
+        names: Mapping[str, tuple[str, ...]] | None = None,
+        name: str = "",
     ) -> None:
-        self.tcp = tcp
-        self.udp = udp
+        self.plan = ServicesPlan(tcp=tcp, http=http, udp=udp, dns=dns)
         # Messages in one direction; and when this end closes, also by SIGKILL, the server ends.
         self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._child = fork.Child(_serve, enter, tcp, udp, theirs, self._reports)
-        theirs.close()
+        try:
+            serve = (self.plan, names or {}, name, theirs, self._reports)
+            self._child = fork.Child(_serve, enter, *serve)
+        except BaseException:
+            self._reports.close()
+            raise
+        finally:
+            theirs.close()
         self._reports.settimeout(_READY_TIMEOUT)
         try:
             ready = self._reports.recv(1)
@@ -72,112 +93,84 @@ class Service:
 
 def _serve(
     enter: Callable[[], None],
-    tcp: tuple[int, ...],
-    udp: tuple[int, ...],
+    plan: ServicesPlan,
+    names: Mapping[str, tuple[str, ...]],
+    name: str,
     reports: socket.socket,
     theirs: socket.socket,
 ) -> None:
     theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lab to answer
     enter()
-    try:
-        _Server(tcp, udp, reports).run()
-    except OSError as error:
-        raise BadInput(f"cannot serve: {error}") from None
 
-
-class _Server:
-    """One selector loop over all sockets; its methods are the callbacks."""
-
-    def __init__(self, tcp: tuple[int, ...], udp: tuple[int, ...], reports: socket.socket) -> None:
-        self._reports = reports
-        self._selector = selectors.DefaultSelector()
-        families = [socket.AF_INET]
-        if namespaces.has_ipv6():
-            families.append(socket.AF_INET6)
-        for family in families:
-            for port in tcp:
-                listener = _bind(family, socket.SOCK_STREAM, port)
-                listener.listen(64)
-                self._watch(listener, self._accept)
-            for port in udp:
-                self._watch(_bind(family, socket.SOCK_DGRAM, port), self._datagram)
-        self._requests: dict[socket.socket, bytes] = {}
-
-    def run(self) -> None:
-        """Say that it is ready, and answer until the lab's end of the reports closes."""
-        self._reports.send(b"+")
-        self._reports.setblocking(False)
-        self._selector.register(self._reports, selectors.EVENT_READ)
-        while True:
-            for key, _ in self._selector.select():
-                if key.data is None:
-                    return
-                # A client may go away at any moment; that ends its connection only.
-                with contextlib.suppress(OSError):
-                    key.data(key.fileobj)
-
-    def _watch(self, sock: socket.socket, callback: Callable[[socket.socket], None]) -> None:
-        sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_READ, callback)
-
-    def _report(self, protocol: str, port: int, peer: tuple[str, int]) -> None:
+    def report(protocol: str, port: int, peer: tuple[str, int]) -> None:
         with contextlib.suppress(BlockingIOError):  # nobody reads them: never wait for that
-            self._reports.send(json.dumps([protocol, port, *peer]).encode())
+            reports.send(json.dumps([protocol, port, *peer]).encode())
 
-    def _accept(self, listener: socket.socket) -> None:
-        connection, peer = listener.accept()
-        self._report("tcp", listener.getsockname()[1], peer[:2])
-        self._requests[connection] = b""
-        self._watch(connection, self._receive)
+    server = Server(plan, names, name=name, report=report)
+    with contextlib.suppress(PermissionError):
+        reports.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _REPORTS_BUFFER)
+    reports.send(b"+")
+    reports.setblocking(False)
+    server.run(until=reports)
 
-    def _receive(self, connection: socket.socket) -> None:
+
+def stand(
+    enter: Callable[[], None],
+    plan: ServicesPlan,
+    names: Mapping[str, tuple[str, ...]],
+    *,
+    name: str = "",
+) -> None:
+    """Start a server that nobody has to wait for: it listens on return, and stays until killed.
+
+    BadInput if a port is taken. It is in a session of its own, a child of init (or of whoever
+    collects orphans), called ``nfctl-service``, and holds no file of the caller's. SIGTERM ends
+    it; SIGINT and SIGHUP, which are meant for terminals, do not.
+    """
+    if plan:
+        # What comes back comes through a pipe that the server inherits, too, until it has let
+        # go of everything: on return it has.
+        fork.call(_stand, enter, plan, names, name)
+
+
+def _stand(
+    enter: Callable[[], None],
+    plan: ServicesPlan,
+    names: Mapping[str, tuple[str, ...]],
+    name: str,
+) -> None:
+    """In a child, which ends at once: open the ports, and leave them to a child of its own."""
+    enter()
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass  # standard streams that the caller closed: no socket may get their numbers
+    server = Server(plan, names, name=name)
+    with fork.signals_blocked(), fork.fork_is_safe():
+        if os.fork():
+            return
         try:
-            data = connection.recv(_MAX_REQUEST)
-            if data:
-                data = self._requests[connection] + data
-                self._requests[connection] = data[:_MAX_REQUEST]
-                if data.startswith(b"GET "):
-                    if b"\r\n\r\n" not in data:
-                        return
-                    body = _answer(connection.getpeername(), data.partition(b"\r\n")[0])
-                    head = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n"
-                    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-                elif data.endswith(b"\n"):
-                    connection.sendall(_answer(connection.getpeername(), data.rstrip(b"\n")))
-                    self._requests[connection] = b""
-                    return
-                else:
-                    return
-        except OSError:
-            self._drop(connection)
-            raise
-        self._drop(connection)
-
-    def _drop(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
-        self._requests.pop(connection, None)
-        connection.close()
-
-    def _datagram(self, sock: socket.socket) -> None:
-        data, peer = sock.recvfrom(_MAX_REQUEST)
-        self._report("udp", sock.getsockname()[1], peer[:2])
-        sock.sendto(_answer(peer, data), peer)
+            _detach([sock.fileno() for sock in server.sockets()])
+            server.run()
+        finally:
+            os._exit(1)
 
 
-def _bind(family: socket.AddressFamily, kind: socket.SocketKind, port: int) -> socket.socket:
-    sock = socket.socket(family, kind)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(("", port))
-    except OSError as error:
-        sock.close()
-        raise BadInput(f"cannot serve port {port}: {error}") from None
-    return sock
-
-
-def _answer(peer: tuple[str, int], data: bytes) -> bytes:
-    fields = {"peer": peer[0], "port": peer[1], "data": data.decode(errors="replace")}
-    return json.dumps(fields).encode() + b"\n"
+def _detach(keep: list[int]) -> None:
+    """Let go of all that came from the caller but the files in ``keep``."""
+    os.setsid()
+    os.chdir("/")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, fork.ENDING)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, _COMM, 0, 0, 0)
+    # Objects of the caller's hold numbers of files that will be others' here: none may be freed.
+    gc.freeze()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    first = 3
+    for number in sorted(keep):
+        os.closerange(first, number)
+        first = number + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nfctl.lab import Answer, Host, Lab, Verdict, traffic
+from nfctl.errors import AnswerNo, BadInput
+from nfctl.lab import Answer, Host, Lab, Service, Verdict, traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from nfctl.lab import Worker
 
 pytestmark = [
     pytest.mark.kernel,
@@ -187,3 +190,200 @@ def test_translation_is_seen() -> None:
         router.call(["iptables-legacy", *masquerade.split()])
         assert client.run(traffic.http, "192.0.2.2").seen_as == "192.0.2.1"
         assert [arrival.peer for arrival in service.arrivals()] == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+class TestRawAnswers:
+    """Every sender brings what came back, as it came."""
+
+    def test_data(self, guarded: tuple[Host, Host], version: int) -> None:
+        """What was sent comes back from TCP and UDP, a page from HTTP, a packet from a ping."""
+        one, _ = guarded
+        for function in (traffic.tcp, traffic.udp):
+            answer = one.run(partial(function, ADDRESSES[version][1], 9, request=b"\0any\xff"))
+            assert (answer.data, answer.seen_as, answer.seen_port) == (b"\0any\xff", "", 0)
+        page = ask(one, version, traffic.http, 9)
+        assert page.data.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"nfctl lab" in ask(one, version, traffic.ping).data
+
+    def test_an_answer_that_is_not_a_lab_s(self, guarded: tuple[Host, Host], version: int) -> None:
+        """What looks like the answer of a server is not one if it was ourselves who said it."""
+        said = b'{"peer": "1.2.3.4", "port": 5, "host": "x"}\n'
+        for function in (traffic.tcp, traffic.udp):
+            answer = guarded[0].run(partial(function, ADDRESSES[version][1], 9, request=said))
+            assert (answer.data, answer.seen_as, answer.host) == (said, "", "")
+
+    @pytest.mark.parametrize("tcp", [False, True])
+    def test_dns(self, guarded: tuple[Host, Host], version: int, tcp: bool) -> None:
+        """A DNS question meets the rules of its transport; an echo is no answer to it."""
+        rejected = ask(guarded[0], version, partial(traffic.dns, port=3, tcp=tcp), "x")
+        assert rejected.verdict is Verdict.REJECTED
+        assert rejected.reason.endswith("port-unreachable")
+        silent = partial(traffic.dns, port=1, tcp=tcp)
+        dropped = ask(guarded[0], version, silent, "x", timeout=traffic.DROP_TIMEOUT)
+        assert dropped.verdict is Verdict.DROPPED
+        echo = partial(traffic.dns, port=9)
+        assert ask(guarded[0], version, echo, "x", timeout=0.2).verdict is Verdict.DROPPED
+
+    def test_an_endless_answer(self, guarded: tuple[Host, Host], version: int) -> None:
+        """An answer that goes on and on ends with its time."""
+        endless = partial(traffic.http, path=f"/bytes/{1 << 30}")
+        answer = ask(guarded[0], version, endless, 9, timeout=0.2)
+        assert answer.verdict is Verdict.DROPPED
+        assert len(answer.data) > 1 << 20
+        assert answer.seconds < 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+class TestHeld:
+    """Connections that stay open, in a host's worker, while rules change around them."""
+
+    @pytest.fixture
+    def worker(self, hosts: tuple[Host, Host]) -> Iterator[Worker]:
+        worker = hosts[0].worker()
+        yield worker
+        worker.close()
+
+    @pytest.fixture
+    def rule(self, hosts: tuple[Host, Host], version: int) -> Iterator[Callable[[str], None]]:
+        """Give a function that makes a rule the only one of the client's OUTPUT."""
+        tool = "iptables-legacy" if version == 4 else "ip6tables-legacy"
+
+        def only(rule: str) -> None:
+            hosts[0].call([tool, "-F", "OUTPUT"])
+            if rule:
+                hosts[0].call([tool, "-A", "OUTPUT", *rule.split()])
+
+        yield only
+        only("")
+
+    def test_through_rules(
+        self,
+        hosts: tuple[Host, Host],
+        worker: Worker,
+        rule: Callable[[str], None],
+        version: int,
+    ) -> None:
+        """What a rule drops is said to be; TCP brings it when the rule is gone."""
+        service = hosts[1].serve(tcp=[30])
+        number = worker.run(traffic.open, ADDRESSES[version][1], 30)
+        assert worker.run(traffic.say, number, b"one").data == b"one"
+        rule("-p tcp --dport 30 -j DROP")
+        dropped = worker.run(partial(traffic.say, number, b"two", timeout=0.3))
+        assert (dropped.verdict, dropped.data) == (Verdict.DROPPED, b"")
+        rule("")
+        after = worker.run(partial(traffic.say, number, b"three", timeout=10))
+        assert (after.verdict, after.data) == (Verdict.ACCEPTED, b"three")
+        assert len(service.arrivals()) == 1
+        other = worker.run(traffic.open, ADDRESSES[version][1], 30)
+        assert worker.run(traffic.say, other, b"whoami\n").seen_as == ADDRESSES[version][0]
+        page = worker.run(traffic.say, other, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert page.seen_as == ADDRESSES[version][0]
+        worker.run(traffic.close, number)
+        with pytest.raises(BadInput, match=f"keeps no connection {number}"):
+            worker.run(traffic.say, number, b"x")
+        service.close()
+        ended = worker.run(traffic.say, other, b"x")
+        assert (ended.verdict, ended.reason) == (Verdict.REJECTED, "closed")
+
+    def test_rejected(
+        self,
+        hosts: tuple[Host, Host],
+        worker: Worker,
+        version: int,
+    ) -> None:
+        """A reset in the middle is a rejection, and what comes after it is one, too."""
+        service = hosts[1].serve(tcp=[31])
+        number = worker.run(traffic.open, ADDRESSES[version][1], 31)
+        tool = "iptables-legacy" if version == 4 else "ip6tables-legacy"
+        rule = "INPUT -p tcp --dport 31 -j REJECT --reject-with tcp-reset"
+        hosts[1].call([tool, "-I", *rule.split()])
+        for _ in range(2):
+            answer = worker.run(traffic.say, number, b"x")
+            assert (answer.verdict, answer.reason) == (Verdict.REJECTED, "tcp-reset")
+        with pytest.raises(AnswerNo, match="port 31 is rejected, tcp-reset"):
+            worker.run(traffic.open, ADDRESSES[version][1], 31)
+        hosts[1].call([tool, "-D", *rule.split()])
+        service.close()
+
+    def test_not_accepted(self, guarded: tuple[Host, Host], worker: Worker, version: int) -> None:
+        """A connection that is not accepted is not held: the error says why."""
+        assert guarded
+        with pytest.raises(AnswerNo, match="port 1 is dropped"):
+            worker.run(partial(traffic.open, ADDRESSES[version][1], 1, timeout=0.2))
+        with pytest.raises(AnswerNo, match=r"port 3 is rejected, icmp6?-port-unreachable"):
+            worker.run(traffic.open, ADDRESSES[version][1], 3)
+
+    def test_in_a_block(self, guarded: tuple[Host, Host], version: int) -> None:
+        """In one process a block holds the connection, and sends as much as is wanted."""
+
+        def talk() -> tuple[tuple[str, int], bool, tuple[str, int]]:
+            with traffic.hold(ADDRESSES[version][1], 9) as held:
+                seen = held.say(b"whoami\n")
+                data = bytes(range(256)) * 20_000
+                same = held.say(data, timeout=10).data == data
+                return held.local, same, (seen.seen_as, seen.seen_port)
+
+        local, same, seen = guarded[0].run(talk)
+        assert same
+        assert local == seen
+        with pytest.raises(BadInput, match="nothing to send"):
+            guarded[0].run(_say_nothing, ADDRESSES[version][1])
+
+
+def _say_nothing(address: str) -> None:
+    with traffic.hold(address, 9) as held:
+        held.say(b"")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+class TestMany:
+    """Many connections, counted."""
+
+    @pytest.mark.parametrize(
+        ("port", "verdict", "reason"),
+        [
+            (9, Verdict.ACCEPTED, ""),
+            (2, Verdict.REJECTED, "tcp-reset"),
+            (3, Verdict.REJECTED, "port-unreachable"),
+            (1, Verdict.DROPPED, ""),
+        ],
+    )
+    def test_verdicts(
+        self, guarded: tuple[Host, Host], version: int, port: int, verdict: Verdict, reason: str
+    ) -> None:
+        """Each is counted by what became of it, in the time of a few."""
+        many = partial(traffic.many, ADDRESSES[version][1], port, 40, 10, timeout=0.3)
+        tally = guarded[0].run(many)
+        assert tally.verdicts == {verdict: 40}
+        assert [name.endswith(reason) for name in tally.reasons] == [True] * bool(reason)
+        assert sum(tally.reasons.values()) == 40 * bool(reason)
+        assert sum(tally.hosts.values()) == 40 * (verdict is Verdict.ACCEPTED)
+        if verdict is Verdict.DROPPED:
+            assert 1.2 <= tally.seconds < 3
+
+    def test_spread(self, hosts: tuple[Host, Host], version: int) -> None:
+        """Connections that the kernel spreads over two servers are counted for each."""
+        tool = "iptables-legacy" if version == 4 else "ip6tables-legacy"
+        address = ADDRESSES[version][1]
+        half = "PREROUTING -p tcp --dport 40 -m statistic --mode nth --every 2 --packet 0"
+        servers = [
+            Service(hosts[1].enter, (port,), name=name) for port, name in ((40, "a"), (41, "b"))
+        ]
+        rule = ["-t", "nat", "-A", *half.split(), "-j", "REDIRECT", "--to-ports", "41"]
+        hosts[1].call([tool, *rule])
+        tally = hosts[0].run(traffic.many, address, 40, 1000)
+        assert tally.verdicts == {Verdict.ACCEPTED: 1000}
+        assert tally.hosts == {"a": 500, "b": 500}
+        rule[2] = "-D"
+        hosts[1].call([tool, *rule])
+        for server in servers:
+            server.close()
+
+    def test_what_cannot_be(self, hosts: tuple[Host, Host], version: int) -> None:
+        """A number that makes no sense is refused; an error that no packet caused is raised."""
+        with pytest.raises(BadInput, match="0 at a time"):
+            hosts[0].run(traffic.many, ADDRESSES[version][1], 9, 10, 0)
+        nowhere = {4: "203.0.113.1", 6: "2001:db8:9::1"}[version]
+        with pytest.raises(OSError, match="ENETUNREACH"):
+            hosts[0].run(traffic.many, nowhere, 9, 10)
