@@ -9,25 +9,32 @@ The rules:
    SIGTERM and SIGHUP are blocked meanwhile.
 2. The child dies of these signals at once; only the parent cleans up.
 3. The child leaves by ``os._exit``: none of the parent's exit handlers run twice.
+4. The child closes the lab's netlink sockets: they would keep other hosts' namespaces alive.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import select
 import signal
 import sys
 import time
-import traceback
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
+
+
+class _Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+_not_for_children: weakref.WeakSet[_Closeable] = weakref.WeakSet()
 
 ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -47,6 +54,11 @@ def default_signals() -> None:
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def close_in_children(what: _Closeable) -> None:
+    """Have ``what`` closed in every child that is forked from now on."""
+    _not_for_children.add(what)
 
 
 @contextlib.contextmanager
@@ -95,6 +107,8 @@ class Child(Generic[T]):
             raise
         if not data:
             raise ChildProcessError(f"the child process ended with status {self._status}")
+        import pickle
+
         # The bytes come from our own child over a private pipe.
         good, value = pickle.loads(data)  # noqa: S301
         if not good:
@@ -134,7 +148,11 @@ class Child(Generic[T]):
 
 def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: int) -> NoReturn:
     try:
+        import pickle
+
         default_signals()
+        for inherited in list(_not_for_children):
+            inherited.close()
         try:
             data = pickle.dumps((True, function(*args)))
         except BaseException as error:  # noqa: BLE001 - the parent raises it again
@@ -150,6 +168,9 @@ def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: in
 
 def portable(error: BaseException) -> BaseException:
     """Return ``error`` if it survives pickling, or else a RuntimeError that says the same."""
+    import pickle
+    import traceback
+
     text = "".join(traceback.format_exception(error)).rstrip()
     error.add_note(f"In the child process:\n{text}")
     try:

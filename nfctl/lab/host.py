@@ -7,17 +7,20 @@ namespace, and a mount namespace in which ``/run`` is the host's own directory.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nfctl.errors import BadInput
-from nfctl.lab import fork, namespaces, wiring
-from nfctl.lab.service import Service
-from nfctl.lab.worker import Worker
+from nfctl.lab import fork, namespaces
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from nfctl.lab.netlink import Netlink
+    from nfctl.lab.service import Service
+    from nfctl.lab.wiring import Site
+    from nfctl.lab.worker import Worker
 
 T = TypeVar("T")
 
@@ -31,7 +34,7 @@ class Port(NamedTuple):
 
 
 class Host:
-    """A namespace by name; made by :meth:`nfctl.lab.Lab.host`.
+    """A namespace by name; made by :meth:`nfctl.lab.Lab.host`, or found in a lab that stands.
 
     ``namespace`` is its name under ``/run/netns`` and ``run`` the directory that its
     processes see as ``/run``.
@@ -41,6 +44,7 @@ class Host:
         self.name = name
         self.namespace = namespace
         self.directory = run
+        self._netlink: Netlink | None = None
         self._processes: list[subprocess.Popen[Any]] = []
         self._helpers: list[Service | Worker] = []
 
@@ -54,15 +58,35 @@ class Host:
 
     def route(self, destination: str, *, via: str) -> None:
         """Add a route to a prefix or ``"default"``; one of a family the kernel lacks is not."""
-        if ":" not in via or namespaces.has_ipv6():
-            self.wire(wiring.add_route, destination, via)
+        from nfctl.lab import wiring
+
+        wiring.add_routes(self.site, [(destination, via)])
 
     def enter(self) -> None:
         """Move the calling process into this host for good: for a child process only."""
         namespaces.enter(self.namespace, run=self.directory)
 
+    @property
+    def site(self) -> Site:
+        """What wiring has to know of the host; a netlink socket of it is opened at first use."""
+        from nfctl.lab.wiring import Site
+
+        if self._netlink is None or self._netlink.fileno() < 0:  # a child's is closed
+            self._netlink = namespaces.open_netlink(self.namespace)
+        return Site(self.name, self.namespace, self._netlink)
+
+    def connect(self, netlink: Netlink) -> None:
+        """Take the socket that the child opened which made the namespace."""
+        self._netlink = netlink
+
+    def disconnect(self) -> None:
+        """Close the socket: it keeps the namespace alive."""
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
+
     def wire(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a function of ``wiring`` in the network namespace, with the machine's own files."""
+        """Run a function in the network namespace alone, with the machine's own files."""
 
         def inside() -> T:
             namespaces.enter(self.namespace)
@@ -86,6 +110,8 @@ class Host:
 
     def worker(self) -> Worker:
         """Start a process inside the host that runs many functions, one after the other."""
+        from nfctl.lab.worker import Worker
+
         worker = Worker(self.enter)
         self._helpers.append(worker)
         return worker
@@ -95,6 +121,7 @@ class Host:
 
         BadInput if it cannot be started. The lab kills it at the latest when it ends.
         """
+        import subprocess
 
         def prepare() -> None:
             fork.default_signals()
@@ -114,6 +141,8 @@ class Host:
         BadInput, with its standard error, if it cannot be run, fails, or takes longer than
         ``timeout`` seconds.
         """
+        import subprocess
+
         with self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
@@ -133,7 +162,9 @@ class Host:
 
         BadInput if a port is taken.
         """
-        service = Service(self.enter, tuple(tcp), tuple(udp))
+        from nfctl.lab.service import Service
+
+        service = Service(self.enter, tuple(tcp), tuple(udp), name=self.name)
         self._helpers.append(service)
         return service
 

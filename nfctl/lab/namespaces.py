@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import select
 import signal
+import socket
 import time
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import BadInput, NotPermitted, Unsupported
-from nfctl.lab import fork, syscalls
+from nfctl.lab import fork, syscalls, sysctls
+from nfctl.lab.sysctls import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from nfctl.lab.netlink import Netlink
 
 DIRECTORY = Path("/run/netns")
 PREFIX = "nfctl-"
@@ -27,34 +37,25 @@ AS_ROOT = (
     "unshare -Urnm sh -c 'mount -t tmpfs tmpfs /run && exec bash'"
 )
 
-_IPV4 = Path("/proc/sys/net/ipv4")
-_IPV6 = Path("/proc/sys/net/ipv6")
+_TIMEOUT = 30.0  # seconds to make namespaces; a hundred take half a second
 
-# Written into every new namespace, before it has a link. New namespaces copy the IPv4 settings
-# of the first one (net.core.devconf_inherit_init_net), so nothing may be left to chance. See
-# ip-sysctl.rst in the kernel's documentation.
-_SYSCTLS = {
-    _IPV4: {
-        "conf/all/rp_filter": 0,  # spoofed packets are for the firewall to drop
-        "conf/default/rp_filter": 0,
-        "conf/all/log_martians": 0,
-        "conf/default/log_martians": 0,
-        "icmp_ratelimit": 0,  # every REJECT is answered, also the second within a second
-    },
-    _IPV6: {
-        "conf/all/accept_dad": 0,  # addresses are usable at once
-        "conf/default/accept_dad": 0,
-        "conf/all/router_solicitations": 0,  # a quiet link: only what a test sends
-        "conf/default/router_solicitations": 0,
-        "conf/all/accept_ra": 0,
-        "conf/default/accept_ra": 0,
-        "icmp/ratelimit": 0,
-    },
-}
-_FORWARDING = {
-    _IPV4: {"ip_forward": 1},
-    _IPV6: {"conf/all/forwarding": 1, "conf/default/forwarding": 1},
-}
+
+class Wanted(NamedTuple):
+    """A namespace to be made: its name, what for, and the sysctls that its user wants."""
+
+    name: str
+    role: Role = Role.HOST
+    sysctls: Mapping[str, str] = MappingProxyType({})
+
+
+class Made(NamedTuple):
+    """A namespace that was made: its socket, and the sysctls that do not exist yet.
+
+    Those of an interface (``net.ipv4.conf.eth0...``) wait for it; see :func:`set_sysctls`.
+    """
+
+    netlink: Netlink
+    late: dict[str, str]
 
 
 def path_of(name: str) -> Path:
@@ -64,7 +65,7 @@ def path_of(name: str) -> Path:
 
 def has_ipv6() -> bool:
     """Whether this kernel has IPv6 at all (``ipv6.disable=1`` takes it away)."""
-    return _IPV6.is_dir()
+    return sysctls.has_ipv6()
 
 
 def names(prefix: str = PREFIX) -> list[str]:
@@ -94,32 +95,108 @@ def check_word(word: str, what: str) -> str:
     return word
 
 
-def create(name: str, *, forward: bool) -> None:
-    """Make a namespace with ``lo`` up and quiet settings; ``forward`` makes it a router.
+class Making:
+    """Namespaces in the making, with quiet settings: one child makes one after the other.
 
-    Unsupported if the kernel has no network namespaces, NotPermitted if it refuses,
-    BadInput if the name is taken.
+    One child for all is quicker than one each: a fork takes longer than a namespace. When all
+    are made the child runs ``then``; the caller has time for something else meanwhile.
     """
-    try:
-        fork.call(_create, name, forward)
-    except FileExistsError:
-        raise BadInput(f"the network namespace {name} exists already") from None
-    except PermissionError as error:
-        raise NotPermitted(
+
+    def __init__(self, wanted: Sequence[Wanted], then: Callable[[], object] | None = None) -> None:
+        self._wanted = wanted
+        self._results, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._child = fork.Child(_make, wanted, theirs, then, os.getpid())
+        except BaseException:
+            self._results.close()
+            raise
+        finally:
+            theirs.close()
+
+    def made(self) -> list[Made]:
+        """Wait until all are made, and return them.
+
+        Unsupported if the kernel has no network namespaces, NotPermitted if it refuses,
+        BadInput if a name is taken or a sysctl is wrong. Those made before an error stay.
+        """
+        from nfctl.lab.netlink import Netlink
+
+        made: list[Made] = []
+        try:
+            self._results.settimeout(_TIMEOUT)
+            for wanted in self._wanted:
+                late, descriptors, _, _ = socket.recv_fds(
+                    self._results, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC
+                )
+                if not descriptors:  # the child has ended
+                    self.finish()
+                    raise ChildProcessError("the child that makes namespaces has ended")
+                names = filter(None, late.decode().split("\0"))
+                values = {name: wanted.sysctls[name] for name in names}
+                made.append(Made(Netlink(descriptors[0]), values))
+        except BaseException:
+            for each in made:
+                each.netlink.close()
+            self.abandon()
+            raise
+        return made
+
+    def finish(self) -> None:
+        """Wait for ``then``, and raise what it raised."""
+        try:
+            self._child.result(_TIMEOUT)
+        except OSError as error:
+            raise _refusal(error) from None
+        finally:
+            self._results.close()
+
+    def abandon(self) -> None:
+        """End the child at once, if it is still there."""
+        self._results.close()
+        self._child.kill()
+
+
+def _refusal(error: OSError) -> Exception:
+    """Return what it means that a namespace cannot be made."""
+    if isinstance(error, FileExistsError):
+        return BadInput(f"the network namespace {Path(error.filename).name} exists already")
+    if isinstance(error, PermissionError):
+        return NotPermitted(
             f"cannot make a network namespace: {error}",
             hint=f"{AS_ROOT}; a container must allow mount(2)",
-        ) from None
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise NotPermitted(f"cannot set up a network namespace: {error}") from None
-        if error.errno in {errno.EINVAL, errno.ENOSYS}:
-            raise Unsupported(f"cannot make a network namespace: {error}") from None
-        raise
+        )
+    if error.errno == errno.EROFS:
+        return NotPermitted(f"cannot set up a network namespace: {error}")
+    if error.errno in {errno.EINVAL, errno.ENOSYS}:
+        return Unsupported(f"cannot make a network namespace: {error}")
+    return error
 
 
-def _create(name: str, forward: bool) -> None:
-    """In a child: make the namespace its own, then pin it under its name."""
+def _make(
+    wanted: Sequence[Wanted],
+    results: socket.socket,
+    then: Callable[[], object] | None,
+    parent: int,
+) -> None:
+    """In a child: make one namespace after the other, and hand over a socket of each."""
+    from nfctl.lab.netlink import Netlink
+
+    syscalls.die_with_parent(parent)  # or it would go on making what somebody else removes
     _share_directory()
+    for each in wanted:
+        _create(each.name)
+        sysctls.prepare(each.role)
+        late = sysctls.write(each.sysctls, host_of(each.name))
+        netlink = Netlink()
+        socket.send_fds(results, ["\0".join(late).encode() or b"\0"], [netlink.fileno()])
+        netlink.close()
+    results.close()
+    if then is not None:
+        then()
+
+
+def _create(name: str) -> None:
+    """Make a namespace the calling process' own, and pin it under its name."""
     target = path_of(name)
     target.touch(mode=0o600, exist_ok=False)
     try:
@@ -128,27 +205,48 @@ def _create(name: str, forward: bool) -> None:
     except OSError:
         target.unlink()
         raise
-    for settings in (_SYSCTLS, _FORWARDING) if forward else (_SYSCTLS,):
-        for root, values in settings.items():
-            for key, value in values.items():
-                # Older kernels lack some of these keys; a missing family lacks all.
-                with contextlib.suppress(FileNotFoundError):
-                    (root / key).write_text(str(value))
-    from nfctl.lab import wiring
-
-    wiring.loopback_up()
 
 
 def _share_directory() -> None:
     """Make ``/run/netns`` a shared mount, so that names appear in all mount namespaces."""
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with locked(DIRECTORY):  # as ip-netns(8) does: one mount is enough
+        try:
+            syscalls.mount("", DIRECTORY, syscalls.MS_SHARED | syscalls.MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: not a mount point yet
+                raise
+            syscalls.mount(DIRECTORY, DIRECTORY, syscalls.MS_BIND | syscalls.MS_REC)
+            syscalls.mount("", DIRECTORY, syscalls.MS_SHARED | syscalls.MS_REC)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory (flock(2)) for the block."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        syscalls.mount("", DIRECTORY, syscalls.MS_SHARED | syscalls.MS_REC)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: not a mount point yet
-            raise
-        syscalls.mount(DIRECTORY, DIRECTORY, syscalls.MS_BIND | syscalls.MS_REC)
-        syscalls.mount("", DIRECTORY, syscalls.MS_SHARED | syscalls.MS_REC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def set_sysctls(late: Mapping[str, Mapping[str, str]]) -> None:
+    """Set the sysctls of namespaces by their names, in a child; BadInput where one is wrong."""
+
+    def inside() -> None:
+        for name, values in late.items():
+            enter(name)
+            for missing in sysctls.write(values, host_of(name)):
+                raise BadInput(f"{host_of(name)}: there is no sysctl {missing}")
+
+    if any(late.values()):
+        fork.call(inside)
+
+
+def host_of(name: str) -> str:
+    """Return the host's part of a namespace's name."""
+    return name.rpartition("-")[2]
 
 
 def enter(name: str, *, run: Path | None = None) -> None:
@@ -156,58 +254,122 @@ def enter(name: str, *, run: Path | None = None) -> None:
 
     With ``run``, also into a mount namespace where that directory is ``/run``: the xtables
     lock and every socket under ``/run`` are then private to those who share the directory.
+    The files of :func:`own_files` that exist are put over the machine's there.
     """
     syscalls.setns(path_of(name), syscalls.CLONE_NEWNET)
     if run is not None:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("", "/", syscalls.MS_SLAVE | syscalls.MS_REC)  # nothing leaks back
+        files = {target: file for target, file in own_files(run).items() if file.exists()}
+        descriptors = {target: os.open(file, os.O_PATH) for target, file in files.items()}
         syscalls.mount(run, "/run", syscalls.MS_BIND)
+        for target, descriptor in descriptors.items():  # by now the files are out of sight
+            _put_over(f"/proc/self/fd/{descriptor}", Path(os.path.realpath(target)))
+            os.close(descriptor)
 
 
-def processes(name: str) -> list[int]:
-    """Return the ids of the processes in a namespace; none if it does not exist."""
-    try:
-        wanted = path_of(name).stat()
-    except FileNotFoundError:
-        return []
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            # It may end while we look; a dead one that nobody waited for has no namespace.
-            with contextlib.suppress(OSError):
-                status = (entry / "ns/net").stat()
-                if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
-                    found.append(int(entry.name))
-    return found
+def own_files(run: Path) -> dict[str, Path]:
+    """Return where the files lie that a host sees at other places; ``run`` is its ``/run``.
+
+    No host's directory has such a name, with a dot.
+    """
+    return {
+        "/etc/hosts": run.with_name("etc.hosts"),
+        "/etc/resolv.conf": run.with_name(f"{run.name}.resolv"),
+    }
 
 
-def kill_processes(name: str, timeout: float = 5.0) -> None:
-    """Kill (SIGKILL) what runs in a namespace and wait until it is gone, ``timeout`` s at most."""
-    deadline = time.monotonic() + timeout
-    while inside := processes(name):
-        if os.getpid() in inside:
-            raise BadInput(f"a process inside {name} cannot take {name} away")
-        for pid in inside:
-            with contextlib.suppress(ProcessLookupError):
-                _kill_and_wait(pid, deadline)
-        if time.monotonic() > deadline:
-            return  # stuck in the kernel; the namespace lives until they end
-
-
-def _kill_and_wait(pid: int, deadline: float) -> None:
-    descriptor = os.pidfd_open(pid)  # readable when the process has ended
-    try:
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-    finally:
-        os.close(descriptor)
-
-
-def remove(name: str) -> None:
-    """Take a name away; the kernel frees the namespace once nobody is inside it."""
-    with contextlib.suppress(OSError):  # not mounted: a half-made one
-        syscalls.detach(path_of(name))
+def _put_over(file: str, target: Path) -> None:
+    # /etc/resolv.conf is a link into /run on many machines, and this /run is the host's own.
+    if target.parts[:2] == ("/", "run") and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch(exist_ok=True)
+    # A machine without the file stays without it.
     with contextlib.suppress(FileNotFoundError):
-        path_of(name).unlink()
+        syscalls.mount(file, target, syscalls.MS_BIND)
+
+
+def open_netlink(name: str) -> Netlink:
+    """Return a socket of an existing namespace, which a child opens there."""
+    from nfctl.lab.netlink import Netlink
+
+    def inside() -> None:
+        enter(name)
+        netlink = Netlink()
+        socket.send_fds(theirs, [b"+"], [netlink.fileno()])
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        try:
+            fork.call(inside)
+        except FileNotFoundError:
+            raise BadInput(f"there is no network namespace {name}") from None
+        return Netlink(socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)[1][0])
+
+
+def remove(doomed: Iterable[str], timeout: float = 5.0) -> None:
+    """Kill what runs in namespaces, and take their names away.
+
+    The kernel frees a namespace in the background. What does not die in ``timeout`` seconds is
+    stuck in the kernel; its namespace lives until it ends.
+    """
+    with contextlib.ExitStack() as stack:
+        inodes = {}
+        doomed = list(doomed)
+        for name in doomed:
+            with contextlib.suppress(OSError):  # gone already
+                descriptor = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC)
+                # While it is open, the kernel gives its inode number to no other namespace.
+                stack.callback(os.close, descriptor)
+                inodes[_identity(descriptor)] = name
+        deadline = time.monotonic() + timeout
+        _kill_inside(inodes, deadline)
+        for name in doomed:
+            with contextlib.suppress(OSError):  # not mounted: a half-made one
+                syscalls.detach(path_of(name))
+            path_of(name).unlink(missing_ok=True)
+        _kill_inside(inodes, deadline)  # who came in meanwhile; now nobody can any more
+
+
+def _kill_inside(inodes: Mapping[tuple[int, int], str], deadline: float) -> None:
+    """Kill (SIGKILL) the processes in these namespaces until there are none."""
+    while inside := dict(_processes(inodes)):
+        if os.getpid() in inside:
+            name = inside[os.getpid()]
+            raise BadInput(f"a process inside {name} cannot take {name} away")
+        poll = select.poll()
+        waiting = set()
+        with contextlib.ExitStack() as stack:
+            for pid in inside:
+                with contextlib.suppress(OSError):  # it has ended
+                    descriptor = os.pidfd_open(pid)  # readable when the process has ended
+                    stack.callback(os.close, descriptor)
+                    if _identity(f"/proc/{pid}/ns/net") in inodes:  # still the same process
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                        poll.register(descriptor, select.POLLIN)
+                        waiting.add(descriptor)
+            while waiting:
+                ended = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                if not ended:
+                    return
+                for descriptor, _ in ended:
+                    poll.unregister(descriptor)
+                    waiting.discard(descriptor)
+
+
+def _processes(inodes: Mapping[tuple[int, int], str]) -> Iterator[tuple[int, str]]:
+    """Find the processes in these namespaces: their ids, and the namespaces' names."""
+    if inodes:
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                # It may end while we look; a dead one that nobody waited for has no namespace.
+                with contextlib.suppress(OSError):
+                    name = inodes.get(_identity(f"/proc/{entry}/ns/net"))
+                    if name is not None:
+                        yield int(entry), name
+
+
+def _identity(file: str | int) -> tuple[int, int]:
+    """Return the device and inode, which are those of no other namespace."""
+    status = os.stat(file)  # noqa: PTH116 - of a descriptor, or of very many
+    return status.st_dev, status.st_ino

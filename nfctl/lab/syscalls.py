@@ -1,4 +1,4 @@
-"""The four system calls behind namespaces: unshare(2), setns(2), mount(2), umount2(2).
+"""The system calls behind namespaces: unshare(2), setns(2), mount(2), umount2(2), prctl(2).
 
 Python has ``os.unshare`` and ``os.setns`` from 3.12 only, and never ``mount``; so they are
 called in the C library. All raise :class:`OSError` with the call's errno.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
@@ -20,6 +21,8 @@ MNT_DETACH = 0x2
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_SYS_ADMIN = 21
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,6 +58,13 @@ def mount(source: str | Path, target: str | Path, flags: int) -> None:
 def detach(target: Path) -> None:
     """Unmount ``target`` now, also where it is busy: umount2(2) with MNT_DETACH."""
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), "umount2", str(target))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the calling process, a new child of ``parent``, killed when that ends (SIGKILL)."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "prctl")
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
 
 
 def has_capabilities(*numbers: int) -> bool:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfctl.lab import Host, Lab, namespaces
-from nfctl.lab.demo import explain, firewall, run
+from nfctl.lab import Host, Lab, explain, namespaces
+from nfctl.lab.demo import firewall, run
 from nfctl.lab.demo.probes import PROBES
 from nfctl.traversal import Way
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -127,6 +128,35 @@ def test_labs_leak_nothing_in_this_process() -> None:
     assert handlers == [signal.getsignal(number) for number in fork.ENDING]
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert [child for child in children if not runs(int(child))] == []
+
+
+def test_processes_hold_only_their_own_lab() -> None:
+    """No process of one lab keeps another lab's namespaces alive by a socket of them."""
+    with Lab("tests") as first, Lab("tests") as second:
+        sockets = {os.fstat(host.site.netlink.fileno()).st_ino for host in pair(first)}
+        worker = second.host("one").worker()
+        assert not sockets & fork.call(_inodes)
+        assert not sockets & worker.run(_inodes)
+        assert sockets <= _inodes()
+
+
+def _inodes() -> set[int]:
+    """Return the inodes of the calling process' open files."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the directory itself, closed by now
+            found.add(os.fstat(int(name)).st_ino)
+    return found
+
+
+def test_a_host_that_is_gone_is_said_to_be() -> None:
+    """Wiring a host after its lab has ended is refused in words."""
+    with Lab("tests") as lab:
+        one, two = pair(lab)
+    with pytest.raises(BadInput, match="there is no network namespace"):
+        one.route("default", via="192.0.2.2")
+    with pytest.raises(BadInput, match="there is no network namespace"):
+        lab.link(one.port("eth1"), two.port("eth1"))
 
 
 def test_a_lab_leaves_nothing_after_an_exception() -> None:

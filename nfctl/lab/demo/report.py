@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from nfctl.lab.traffic import Verdict
 
 if TYPE_CHECKING:
-    from nfctl.lab.demo.explain import Step
     from nfctl.lab.demo.probes import Probe
+    from nfctl.lab.explain import Step
     from nfctl.lab.traffic import Answer
 
 

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING
 
 from nfctl.errors import Unsupported
 from nfctl.lab import namespaces, traffic
+from nfctl.lab.counters import counters
 from nfctl.lab.demo import engine, firewall
-from nfctl.lab.demo.explain import deciding, explain
 from nfctl.lab.demo.network import build
 from nfctl.lab.demo.probes import PROBES
 from nfctl.lab.demo.report import Outcome, Report
+from nfctl.lab.explain import deciding, explain
 from nfctl.lab.lab import Lab
 from nfctl.traversal import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nfctl.lab.demo.explain import Snapshot
     from nfctl.lab.demo.network import Network
     from nfctl.lab.demo.probes import Probe
+    from nfctl.lab.explain import Snapshot
     from nfctl.lab.worker import Worker
 
 _DROP_TIMEOUT = 0.2  # seconds; an answer would take one millisecond
@@ -53,7 +54,7 @@ def run(
             # Many kernels are built without this one table.
             with contextlib.suppress(Unsupported):
                 router.run(engine.load, firewall.SECURITY, family)
-            before = router.run(engine.counters, family)
+            before = router.run(counters, family)
             report.rules[family] = {
                 table: sum(len(chain.rules) for chain in before[table].values())
                 for table in TABLES
@@ -81,7 +82,7 @@ def _try(
     """Send one probe; return its outcome and the counters after it."""
     network.arrivals()  # what came since the last probe is not this one's
     answer = network.host(probe.source).run(_sender(probe))
-    after = router.run(engine.counters, probe.family)
+    after = router.run(counters, probe.family)
     steps = explain(before, after, probe.way)
     arrived = seen_as = ""
     for host, arrival in network.arrivals():

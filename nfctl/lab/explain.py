@@ -92,24 +92,28 @@ class Step:
         return False
 
 
-def explain(before: Snapshot, after: Snapshot, way: Way) -> list[Step]:
-    """Return the steps of a packet that went ``way``, in order.
+def moved(before: Snapshot, after: Snapshot, way: Way) -> list[Step]:
+    """Return everything on a way that counted packets, in the order of the way.
 
-    Both readings must be of the same rules. A refusal ends the way. The policies of chains
-    that merely let everything pass are left out, except filter's.
+    Both readings must be of the same rules. The policies of chains that merely let everything
+    pass are left out, except filter's. An answer takes the way too, and later.
     """
     found: dict[tuple[str, str, int], Step] = {}
     for station in path(way):
-        if isinstance(station, Station) and station.table in after:
+        if isinstance(station, Station) and station.table in before and station.table in after:
             table = station.table
-            walk = _walk(table, before[table], after[table], (station.chain,))
-            for step in walk:
+            for step in _walk(table, before[table], after[table], (station.chain,)):
                 # Two jumps may lead to one chain; its counters do not tell which was taken.
                 found.setdefault((step.table, step.chain, step.number), step)
-                if step.refuses:
-                    # What counts further on is the answer: a RST that REJECT sends meets nat.
-                    return list(found.values())
     return list(found.values())
+
+
+def explain(before: Snapshot, after: Snapshot, way: Way) -> list[Step]:
+    """Return the steps of a packet that went ``way``, in order: what moved, to a refusal."""
+    steps = moved(before, after, way)
+    # What counts behind a refusal is the answer: a RST that REJECT sends meets nat.
+    end = next((number for number, step in enumerate(steps, start=1) if step.refuses), len(steps))
+    return steps[:end]
 
 
 def _walk(
