@@ -1,27 +1,25 @@
 """A network namespace for each test, with tables and a lock that nobody else sees.
 
-The namespaces belong to one process that does nothing but keep them; when it is gone, the kernel
-removes them with their tables, sets and mounts. Commands enter them with nsenter(1), Python
-functions in a forked child with setns(2).
+They are the hosts of nfctl's own labs (the plugin's ``netns``), and like them gone when the test
+ends, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import pickle
-import select
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import traceback
-import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pytest
+
+from nfctl.lab import Host, Lab, namespaces, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,48 +32,53 @@ R = TypeVar("R")
 # Far above what the slowest test needs: this is for what hangs.
 PATIENCE = 120
 NFCTL = (sys.executable, "-m", "nfctl")
-_NEEDED = ("unshare", "nsenter", "iptables-legacy", "ip6tables-legacy")
-_KEEPER = "mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && echo ready && exec cat"
-_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_NEEDED = ("iptables-legacy", "ip6tables-legacy")
+_KEEPER = "mount -t tmpfs -o mode=755 tmpfs /run && echo ready && exec cat"
+
+
+class _Machine(Host):
+    """A host whose processes share one mount namespace: what one mounts, the next one sees.
+
+    ``ip netns add`` is such a mount. The namespace is that of a process that does nothing else;
+    ``/run`` is a file system of its own there, which a test may well remount.
+    """
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.name, host.namespace, host.directory)
+        self._mounts: Path | None = None
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        keeper = self.popen(["sh", "-c", _KEEPER], text=True, **pipes)
+        assert keeper.stdout
+        assert keeper.stdout.readline() == "ready\n"
+        self._mounts = Path(f"/proc/{keeper.pid}/ns/mnt")
+
+    def enter(self) -> None:
+        """Move the calling child process into it, to the directory where it was."""
+        os.environ.pop("XTABLES_LOCKFILE", None)  # the caller's lock is the machine's
+        if self._mounts is None:
+            super().enter()
+            return
+        here = Path.cwd()
+        namespaces.enter(self.namespace)
+        syscalls.setns(self._mounts, syscalls.CLONE_NEWNS)
+        os.chdir(here)
 
 
 class Namespace:
     """A network namespace and a mount namespace with an empty /run of its own."""
 
-    def __init__(self) -> None:
-        # The keeper ends when its standard input does, however the tests end.
-        command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _KEEPER]
-        self._keeper = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C ends the tests, and they end the keeper
-        )
-        assert self._keeper.stdout
-        assert self._keeper.stderr
-        if self._keeper.stdout.readline() != "ready\n":
-            said = self._keeper.stderr.read().strip()
-            self.close()
-            pytest.skip(f"needs CAP_SYS_ADMIN and CAP_NET_ADMIN, for private namespaces: {said}")
-        self._enter = ("nsenter", "-t", str(self._keeper.pid), "--net", "--mount", "--wd")
-        # A lock file named by the caller would be the host's.
-        self._env = {key: value for key, value in os.environ.items() if key != "XTABLES_LOCKFILE"}
+    def __init__(self, host: Host) -> None:
+        self._machine = _Machine(host)
 
     def close(self) -> None:
-        """End the process that keeps the namespaces."""
-        self._keeper.kill()
-        self._keeper.communicate()
+        """End what runs inside."""
+        self._machine.forget()
 
     # --- commands -----------------------------------------------------------------------------
 
     def popen(self, argv: tuple[str, ...] | list[str], **options: Any) -> subprocess.Popen[str]:
         """Start a command inside; its process id is that of the command itself."""
-        found: subprocess.Popen[str] = subprocess.Popen(
-            [*self._enter, *argv], env=self._env, **options
-        )
-        return found
+        return self._machine.popen(argv, **options)
 
     def run(
         self,
@@ -94,14 +97,14 @@ class Namespace:
         input: bytes | None = None,  # noqa: A002
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command inside to its end, bytes in and out."""
-        return subprocess.run(
-            [*self._enter, *argv],
-            input=b"" if input is None else input,
-            capture_output=True,
-            env=self._env,
-            timeout=PATIENCE,
-            check=False,
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with self._machine.popen(argv, **pipes) as process:
+            try:
+                out, err = process.communicate(input, timeout=PATIENCE)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
     def nfctl(self, *words: str, input: str | None = None) -> Done:  # noqa: A002
         """Run nfctl."""
@@ -126,74 +129,15 @@ class Namespace:
         has to be something that pickle takes; the function need not be.
         """
         __tracebackhide__ = True
-        read_end, write_end = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with warnings.catch_warnings():
-            # Python warns of fork in a process with threads; the child has but this one.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            os.close(read_end)
-            self._answer(write_end, lambda: function(*args, **kwargs))
-        os.close(write_end)
-        answer = b""
         try:
-            with os.fdopen(read_end, "rb") as pipe:
-                if select.select([pipe], [], [], PATIENCE)[0]:
-                    answer = pipe.read()
-        finally:
-            if not answer:
-                os.kill(child, signal.SIGKILL)  # it hangs, or is a zombie already
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if not answer:
-            by = f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
-            pytest.fail(f"the child that ran {function.__qualname__} ended {by}")
-        failed, value = pickle.loads(answer)  # noqa: S301 - from a child of ours
-        if failed:
-            raise value
-        return cast("R", value)
-
-    def _answer(self, write_end: int, call: Callable[[], object]) -> NoReturn:
-        """Be the child: enter, call, tell, end."""
-        code = 1
-        try:
-            try:
-                self._enter_here()
-                answer = pickle.dumps((False, call()))
-            except BaseException as error:  # noqa: BLE001 - all are raised again in the parent
-                answer = _pickled(error)
-            with os.fdopen(write_end, "wb") as pipe:
-                pipe.write(answer)
-            code = 0
-        finally:
-            with contextlib.suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-
-    def _enter_here(self) -> None:
-        os.environ.pop("XTABLES_LOCKFILE", None)
-        here = Path.cwd()
-        libc = ctypes.CDLL(None, use_errno=True)  # os.setns() came with Python 3.12
-        for name, kind in (("net", _CLONE_NEWNET), ("mnt", _CLONE_NEWNS)):
-            fd = os.open(f"/proc/{self._keeper.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            if libc.setns(fd, kind):
-                raise OSError(ctypes.get_errno(), f"cannot enter the {name} namespace")
-            os.close(fd)
-        os.chdir(here)
-
-
-def _pickled(error: BaseException) -> bytes:
-    """Pickle an error with its traceback as a note; as an AssertionError where it cannot be."""
-    trace = "".join(traceback.format_exception(error))
-    try:
-        error.add_note(f"In the child:\n{trace}")
-        answer = pickle.dumps((True, error.with_traceback(None)))
-        pickle.loads(answer)  # noqa: S301 - made the line before
-    except Exception:  # noqa: BLE001 - whatever an exception's own pickling may raise
-        answer = pickle.dumps((True, AssertionError(f"in the child:\n{trace}")))
-    return answer
+            return self._machine.run(partial(function, *args, **kwargs), timeout=PATIENCE)
+        except ChildProcessError as error:
+            status = re.search(r"ended with status (-?\d+)$", str(error))
+            if status is None:
+                raise
+            code = int(status[1])
+        by = f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
+        pytest.fail(f"the child that ran {function.__qualname__} ended {by}")
 
 
 def legacy(family: int) -> str:
@@ -209,11 +153,17 @@ def without_comments(saved: str) -> str:
 @contextlib.contextmanager
 def private() -> Iterator[Namespace]:
     """Make a namespace for the ``with`` block; skip the test where that is not possible."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW)")
+    if not syscalls.has_capabilities(syscalls.CAP_NET_ADMIN, syscalls.CAP_SYS_ADMIN):
+        pytest.skip("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run as root")
+    with Lab("tests") as lab, _inside(lab.host("netns")) as namespace:
+        yield namespace
+
+
+@contextlib.contextmanager
+def _inside(host: Host) -> Iterator[Namespace]:
     if missing := [name for name in _NEEDED if shutil.which(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    namespace = Namespace()
+    namespace = Namespace(host)
     try:
         yield namespace
     finally:
@@ -221,7 +171,7 @@ def private() -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def netns() -> Iterator[Namespace]:
+def netns(netns: Host) -> Iterator[Namespace]:
     """Give a network namespace with a private /run, and so with a private xtables lock."""
-    with private() as namespace:
+    with _inside(netns) as namespace:
         yield namespace

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl import cli
-from nfctl.cli.common import run
+from nfctl.cli.answer import run
 from tests.kernel.conftest import legacy, without_comments
 
 if TYPE_CHECKING:
