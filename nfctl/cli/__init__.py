@@ -1,7 +1,8 @@
 """The command line: ``nfctl COMMAND ...``.
 
 One file a command group. Starting is quick because only the file of the command that was asked
-for is imported; all of them only for ``nfctl --help`` and for completion.
+for is imported; all of them only for ``nfctl --help`` and for completion. Plain lines of some
+commands are read without typer: see ``quick``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _COMMANDS = {
     "map": ("map", "map_command", "Looking"),
     "doctor": ("doctor", "doctor", "Looking"),
     "demo": ("demo", "demo", "Trying"),
+    "lab": ("lab", "app", "Trying"),
 }
 
 _EPILOG = "IPv4 unless -6 is given. nfctl COMMAND --help has an example for every command."
@@ -102,13 +104,17 @@ def main() -> None:
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDONLY), number)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    from nfctl.cli.answer import run
+
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     completing = any(name.startswith("_NFCTL_COMPLETE") for name in os.environ)
+    action = None
+    if first == "lab" and not completing:
+        from nfctl.cli.quick import plain
+
+        action = plain(sys.argv[1:])
     names = [first] if first in _COMMANDS and not completing else list(_COMMANDS)
-
-    from nfctl.cli.common import run
-
-    code = run(lambda: _run(application(names)))
+    code = run(action or (lambda: _run(application(names))))
     sys.stderr.flush()
     # Nothing is left to be done at exit, and taking 50,000 rules apart object by object is slow.
     os._exit(code)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nfctl.cli import complete
+from nfctl.cli.answer import print_json, write
 from nfctl.cli.common import (
     WAIT,
     Ipv4,
@@ -16,8 +17,6 @@ from nfctl.cli.common import (
     TableOption,
     Wait,
     family,
-    print_json,
-    write,
 )
 from nfctl.cli.rule import Chain  # noqa: TC001 - typer reads the annotation
 

@@ -1,13 +1,16 @@
-"""What the shell completes: tables, chains, extensions, targets, interfaces, namespaces."""
+"""What the shell completes: tables, chains, extensions, interfaces, namespaces, labs."""
 
 from __future__ import annotations
 
-import socket
+import contextlib
+import os
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nfctl.errors import NfctlError
-from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES, VERDICTS
+
+if TYPE_CHECKING:
+    from nfctl.lab.standing import Standing
 
 _CHAIN_COMMANDS = ("-j", "--jump", "-g", "--goto")
 _HEADER_OPTIONS = ("-p", "-s", "-d", "-i", "-o", "-m", "-j", "-g")
@@ -16,6 +19,8 @@ _PROTOCOLS = ("tcp", "udp", "icmp", "ipv6-icmp", "sctp", "udplite", "esp", "ah",
 
 def tables(incomplete: str) -> list[str]:
     """Complete a table's name."""
+    from nfctl.ruleset.names import TABLES
+
     return _beginning(TABLES, incomplete)
 
 
@@ -33,6 +38,8 @@ def chains(ctx: Any, args: list[str], incomplete: str) -> list[str]:
 
 def user_chains(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     """Complete a user-defined chain's name."""
+    from nfctl.ruleset.names import BUILTIN_CHAINS
+
     builtin = BUILTIN_CHAINS.get(_table(ctx, args), ())
     return _beginning([n for n in _chain_names(ctx, args) if n not in builtin], incomplete)
 
@@ -48,6 +55,7 @@ def rule(ctx: Any, args: list[str], incomplete: str) -> list[str]:
         return _beginning([n for n in installed(family) if not n.isupper()], incomplete)
     if before in _CHAIN_COMMANDS:
         from nfctl.kernel.extensions import installed
+        from nfctl.ruleset.names import BUILTIN_CHAINS, VERDICTS
 
         builtin = BUILTIN_CHAINS.get(_table(ctx, args), ())
         own = [name for name in _chain_names(ctx, args) if name not in builtin]
@@ -69,6 +77,64 @@ def policies(incomplete: str) -> list[str]:
     return _beginning(("ACCEPT", "DROP"), incomplete)
 
 
+def labs(incomplete: str) -> list[str]:
+    """Complete the name of a lab that stands."""
+    return _beginning([lab.name for lab in _labs()], incomplete)
+
+
+def lab_hosts(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Complete a host of the lab given by -l, or of all."""
+    wanted = ctx.params.get("lab")
+    for option, value in pairwise(args):
+        if option in {"-l", "--lab"}:
+            wanted = value
+    names = [name for lab in _labs() if wanted in {None, "", lab.name} for name in lab.hosts]
+    return _beginning(dict.fromkeys(names), incomplete)
+
+
+def topologies(incomplete: str) -> list[str]:
+    """Complete a topology that comes with nfctl, or a YAML file here.
+
+    A path is left to the shell, which completes files where it is offered nothing.
+    """
+    if "/" in incomplete:
+        return []
+    from nfctl.lab.topology import shipped
+
+    files = [name for name in os.listdir() if name.endswith((".yaml", ".yml"))]
+    return _beginning([*sorted(shipped()), *sorted(files)], incomplete)
+
+
+def labs_and_topologies(incomplete: str) -> list[str]:
+    """Complete what can be drawn."""
+    return list(dict.fromkeys([*labs(incomplete), *topologies(incomplete)]))
+
+
+def probes(incomplete: str) -> list[str]:
+    """Complete what can be sent."""
+    return _beginning(("tcp/", "udp/", "http", "dns", "icmp"), incomplete)
+
+
+def programs(ctx: Any, incomplete: str) -> list[str]:
+    """Complete the name of a program; paths and a program's own words are left to the shell."""
+    if ctx.params.get("command") or not incomplete or "/" in incomplete:
+        return []
+    found = set()
+    for directory in os.get_exec_path():
+        with contextlib.suppress(OSError):
+            found.update(_beginning(os.listdir(directory), incomplete))
+    return sorted(found)
+
+
+def _labs() -> list[Standing]:
+    from nfctl.lab import standing
+
+    try:
+        return standing.labs()
+    except (NfctlError, OSError):
+        return []  # only root sees them
+
+
 def _beginning(names: Any, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
@@ -81,6 +147,8 @@ def _table(ctx: Any, args: list[str]) -> str:
 
 
 def _chain_names(ctx: Any, args: list[str]) -> list[str]:
+    from nfctl.ruleset.names import BUILTIN_CHAINS
+
     table = _table(ctx, args)
     family = 6 if ctx.params.get("ipv6") else 4
     try:
@@ -97,6 +165,8 @@ def _chain_names(ctx: Any, args: list[str]) -> list[str]:
 
 
 def _interfaces(ctx: Any) -> list[str]:
+    import socket
+
     from nfctl.kernel import netns
 
     try:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nfctl.cli.common import Json, print_json
+from nfctl.cli.answer import print_json
+from nfctl.cli.common import Json  # noqa: TC001 - typer reads the annotation
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from nfctl.cli.common import Json, Netns, print_json
+from nfctl.cli.answer import print_json
+from nfctl.cli.common import Json, Netns  # noqa: TC001 - typer reads the annotations
 from nfctl.cli.paint import Line, show
 from nfctl.control.findings import State
 

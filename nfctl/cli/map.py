@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfctl.cli.common import Ipv4, Ipv6, Json, Netns, family, print_json
+from nfctl.cli.answer import print_json
+from nfctl.cli.common import Ipv4, Ipv6, Json, Netns, family
 from nfctl.cli.output import human
 from nfctl.cli.paint import Line, pad, show, width
 from nfctl.traversal import Hook, Landmark, Way, nat_kind, route

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from nfctl.cli import complete
+from nfctl.cli.answer import print_json, write
 from nfctl.cli.common import (
     VERBATIM,
     WAIT,
@@ -21,8 +22,6 @@ from nfctl.cli.common import (
     TableOption,
     Wait,
     family,
-    print_json,
-    write,
 )
 from nfctl.errors import AnswerNo, BadInput, NfctlError, Where
 from nfctl.ruleset.fields import c_integer

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from nfctl.cli import complete
-from nfctl.cli.common import Ipv4, Ipv6, Netns, family, write
+from nfctl.cli.answer import write
+from nfctl.cli.common import Ipv4, Ipv6, Netns, family
 
 
 def save(

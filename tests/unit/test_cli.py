@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import nfctl
 from nfctl import cli
-from nfctl.cli.common import run
+from nfctl.cli.answer import run
 from nfctl.control import save
 from nfctl.control.transaction import Transaction
 from nfctl.kernel.blob import Blob
