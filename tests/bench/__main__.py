@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SIZES = (1_000, 10_000, 50_000)
 ROUNDS = 7
 _TOOLS = (
-    "unshare", "mount", "ipset",
+    "unshare", "mount", "ip", "sysctl", "ipset",
     "iptables-legacy", "iptables-legacy-restore", "iptables-legacy-save",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench import generate
+from tests.bench import generate, labs
 from tests.bench.harness import Bound, Result, Side, race
 from tests.bench.room import Room, Wrong
 
@@ -368,7 +368,12 @@ BY_SIZE: dict[str, Callable[[Bench, Texts], Result]] = {
     "save": save,
     "add": add,
 }
-ALONE: dict[str, Callable[[Bench], Result]] = {"help": help_, "list-empty": list_empty}
+ALONE: dict[str, Callable[[Bench], Result]] = {
+    "help": help_,
+    "list-empty": list_empty,
+    "lab": labs.lab,
+    "labs": labs.lab_python,
+}
 NAMES = (*BY_SIZE, "memory", *ALONE)
 
 
