@@ -306,6 +306,9 @@ def _find(kind: str, name: str, path: str, layout: Layout) -> Extension | None:
         families.add(layout.family)
     elif kind == "target" and layout.family not in families:
         _load_again(real, layout.family)
+    if not Path(layout.names_file).exists():
+        # Without its engine the kernel seems to have no revision but the oldest.
+        lib.load_modules()
     if kind == "match":
         address = lib.find_match(name.encode(), _TRY_LOAD, None)
     else:

@@ -38,6 +38,9 @@ _LIBRARY_DIRS = (
     "/usr/local/lib",
 )
 
+#: The module of each NFPROTO_*.
+_ENGINES = {2: b"ip_tables", 10: b"ip6_tables"}
+
 _PACKAGES = "Debian: apt install iptables libip4tc2 libip6tc2 libxtables12"
 
 
@@ -227,10 +230,13 @@ class Libraries:
         self._exit_err.value = function or self.throw.value
 
     def load_modules(self) -> None:
-        """Ask modprobe for ip_tables or ip6_tables, whichever protocol is set, as iptables does."""
-        load = self.xtables.xtables_load_ko
-        load.argtypes = [ct.c_char_p, ct.c_bool]
-        load(None, True)
+        """Ask modprobe for ip_tables or ip6_tables, whichever protocol is set, as iptables does.
+
+        libxtables' own ``xtables_load_ko`` does it for the first protocol of a process only.
+        """
+        load = self.xtables.xtables_insmod
+        load.argtypes = [ct.c_char_p, ct.c_char_p, ct.c_bool]
+        load(_ENGINES[self._nfproto], None, True)
 
 
 def _prototype(function: Any, restype: Any, *argtypes: Any) -> Any:

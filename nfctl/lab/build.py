@@ -166,7 +166,6 @@ def _load(host: Host, rules: Sequence[RulesPlan], parent: int) -> None:
     import nfctl
 
     syscalls.die_with_parent(parent)
-    os.environ.pop("XTABLES_LOCKFILE", None)  # it would be one for all hosts
     host.enter()
     for plan in rules:
         if plan.family == 6 and not namespaces.has_ipv6():
@@ -197,14 +196,16 @@ def _write_files(lab: Lab, topology: Topology, names: Mapping[str, tuple[str, ..
     """Write what the hosts see as /etc/hosts, and as /etc/resolv.conf if they have a resolver."""
     lines = [*_local_lines(), *(f"{address} {name}" for address, name in _pairs(names))]
     for name, plan in topology.hosts.items():
-        files = namespaces.own_files(lab[name].directory)
-        if not files["/etc/hosts"].exists():  # one for all
-            _write(files["/etc/hosts"], "".join(f"{line}\n" for line in lines))
+        run = lab[name].directory
+        hosts = namespaces.hosts_file(run)
+        if not hosts.exists():  # one for all
+            _write(hosts, "".join(f"{line}\n" for line in lines))
         if plan.resolver:
-            _write(files["/etc/resolv.conf"], f"nameserver {plan.resolver}\n")
+            _write(namespaces.resolver_file(run), f"nameserver {plan.resolver}\n")
 
 
 def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     file.write_text(text)
     file.chmod(0o644)  # whatever the umask: not only root resolves names
 

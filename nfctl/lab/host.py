@@ -1,12 +1,13 @@
 """A host of a lab: a network namespace, and how to run things inside it.
 
 Whatever runs in a host is a process of its own that has entered the host's network
-namespace, and a mount namespace in which ``/run`` is the host's own directory.
+namespace, and a mount namespace in which ``/run`` is the host's own file system.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nfctl.errors import BadInput
@@ -64,6 +65,7 @@ class Host:
 
     def enter(self) -> None:
         """Move the calling process into this host for good: for a child process only."""
+        os.environ.pop("XTABLES_LOCKFILE", None)  # it would be one lock for all hosts
         namespaces.enter(self.namespace, run=self.directory)
 
     @property

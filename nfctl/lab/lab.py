@@ -185,8 +185,7 @@ class Lab:
             if name in self.hosts:
                 raise BadInput(f'the lab "{self.name}" has a host "{name}" already')
             run = directory / name
-            run.mkdir()
-            run.chmod(0o755)  # whatever the umask
+            namespaces.make_run(run)
             host = Host(name, f"{namespaces.PREFIX}{self.id}-{name}", run)
             self.hosts[name] = host
             added.append(host)

@@ -252,41 +252,51 @@ def host_of(name: str) -> str:
 def enter(name: str, *, run: Path | None = None) -> None:
     """Move the calling process, which must be a child of its own, into a namespace.
 
-    With ``run``, also into a mount namespace where that directory is ``/run``: the xtables
-    lock and every socket under ``/run`` are then private to those who share the directory.
-    The files of :func:`own_files` that exist are put over the machine's there.
+    With ``run``, also into a mount namespace where that file system is ``/run``: the xtables
+    lock and every socket under ``/run`` are then private to those who share it, and so is what
+    they mount there, as ``ip netns add`` does. See also :func:`hosts_file`.
     """
     syscalls.setns(path_of(name), syscalls.CLONE_NEWNET)
     if run is not None:
+        own = syscalls.clone_mount(run)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("", "/", syscalls.MS_SLAVE | syscalls.MS_REC)  # nothing leaks back
-        files = {target: file for target, file in own_files(run).items() if file.exists()}
-        descriptors = {target: os.open(file, os.O_PATH) for target, file in files.items()}
-        syscalls.mount(run, "/run", syscalls.MS_BIND)
-        for target, descriptor in descriptors.items():  # by now the files are out of sight
-            _put_over(f"/proc/self/fd/{descriptor}", Path(os.path.realpath(target)))
-            os.close(descriptor)
+        for file, target in ((hosts_file(run), "hosts"), (resolver_file(run), "resolv.conf")):
+            # A machine without such a file stays without it.
+            if file.parent == run.parent and file.exists():
+                with contextlib.suppress(FileNotFoundError):
+                    syscalls.mount(file, f"/etc/{target}", syscalls.MS_BIND)
+        syscalls.attach_mount(own, Path("/run"))
+        os.close(own)
 
 
-def own_files(run: Path) -> dict[str, Path]:
-    """Return where the files lie that a host sees at other places; ``run`` is its ``/run``.
+def make_run(run: Path) -> None:
+    """Make the directory ``run`` a file system of its own, to be a host's ``/run``.
 
-    No host's directory has such a name, with a dot.
+    A directory alone would do, but for a ``mount -o remount /run`` in the host: that would be
+    the machine's.
     """
-    return {
-        "/etc/hosts": run.with_name("etc.hosts"),
-        "/etc/resolv.conf": run.with_name(f"{run.name}.resolv"),
-    }
+    run.mkdir()
+    syscalls.mount_tmpfs(run, "0755")
 
 
-def _put_over(file: str, target: Path) -> None:
-    # /etc/resolv.conf is a link into /run on many machines, and this /run is the host's own.
-    if target.parts[:2] == ("/", "run") and not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.touch(exist_ok=True)
-    # A machine without the file stays without it.
-    with contextlib.suppress(FileNotFoundError):
-        syscalls.mount(file, target, syscalls.MS_BIND)
+def hosts_file(run: Path) -> Path:
+    """Return the file that the host whose ``/run`` is ``run`` sees as /etc/hosts, if it exists.
+
+    One for all hosts of a lab; no host's directory has such a name, with a dot.
+    """
+    return run.with_name("etc.hosts")
+
+
+def resolver_file(run: Path) -> Path:
+    """Return the file that the host whose ``/run`` is ``run`` sees as /etc/resolv.conf.
+
+    Where the machine's is a link into /run, as with systemd-resolved, it lies there.
+    """
+    target = os.path.realpath("/etc/resolv.conf")
+    if target.startswith("/run/"):
+        return run / target.removeprefix("/run/")
+    return run.with_name(f"{run.name}.resolv")
 
 
 def open_netlink(name: str) -> Netlink:

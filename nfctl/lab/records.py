@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfctl.errors import NotPermitted
-from nfctl.lab import namespaces
+from nfctl.lab import namespaces, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +91,7 @@ class Record(NamedTuple):
     def erase(self) -> None:
         """Do what :meth:`remove` does, for whoever holds the lock if the lab stands."""
         namespaces.remove(namespaces.names(f"{namespaces.PREFIX}{self.lab}-"))
+        _unmount(self.path)
         _remove_tree(self.path)
 
     def note(self) -> dict[str, Any]:
@@ -146,6 +147,15 @@ def locked() -> Iterator[None]:
 def _make_directory() -> None:
     DIRECTORY.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+
+
+def _unmount(top: Path) -> None:
+    """Take away the hosts' own ``/run``, with all that is mounted there."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in top.iterdir():
+            if entry.is_dir():
+                while entry.is_mount():
+                    syscalls.detach(entry)
 
 
 def _remove_tree(top: Path) -> None:

@@ -1,4 +1,4 @@
-"""The system calls behind namespaces: unshare(2), setns(2), mount(2), umount2(2), prctl(2).
+"""The system calls behind namespaces and mounts: unshare(2), setns(2), mount(2), prctl(2), ...
 
 Python has ``os.unshare`` and ``os.setns`` from 3.12 only, and never ``mount``; so they are
 called in the C library. All raise :class:`OSError` with the call's errno.
@@ -18,6 +18,12 @@ MS_REC = 0x4000
 MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 MNT_DETACH = 0x2
+
+# linux/mount.h, of Linux 5.2; the calls have the same numbers on every architecture but alpha.
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+_OPEN_TREE_FLAGS = 1 | os.O_CLOEXEC | 0x8000  # OPEN_TREE_CLONE, AT_RECURSIVE
+_EMPTY_PATH = 0x4  # MOVE_MOUNT_F_EMPTY_PATH
+_AT_FDCWD = -100
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_SYS_ADMIN = 21
@@ -53,6 +59,35 @@ def mount(source: str | Path, target: str | Path, flags: int) -> None:
         os.fsencode(source), os.fsencode(target), b"none", ctypes.c_ulong(flags), None
     )
     _check(result, "mount", str(target))
+
+
+def mount_tmpfs(target: Path, mode: str) -> None:
+    """Mount a new tmpfs(5), whose root has this mode, as a shared mount."""
+    options = f"mode={mode}".encode()
+    result = _libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", ctypes.c_ulong(0), options)
+    _check(result, "mount", str(target))
+    mount("", target, MS_SHARED)
+
+
+def clone_mount(path: Path) -> int:
+    """Return a descriptor of a copy of a mount, with what is mounted on it: open_tree(2).
+
+    A copy of a shared mount is its peer: what is mounted on one appears on the other.
+    """
+    descriptor = _libc.syscall(
+        ctypes.c_long(_OPEN_TREE), _AT_FDCWD, os.fsencode(path), ctypes.c_uint(_OPEN_TREE_FLAGS)
+    )
+    _check(min(descriptor, 0), "open_tree", str(path))
+    return int(descriptor)
+
+
+def attach_mount(descriptor: int, target: Path) -> None:
+    """Put the copy of a mount in its place: move_mount(2)."""
+    result = _libc.syscall(
+        ctypes.c_long(_MOVE_MOUNT), descriptor, b"", _AT_FDCWD, os.fsencode(target),
+        ctypes.c_uint(_EMPTY_PATH),
+    )  # fmt: skip
+    _check(result, "move_mount", str(target))
 
 
 def detach(target: Path) -> None:

@@ -7,18 +7,14 @@ namespaces, so it does not matter who made the lab.
 
 from __future__ import annotations
 
-import os
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfctl.lab import namespaces
+from nfctl.lab import Host, namespaces
 from nfctl.lab.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from nfctl.lab import Host
 
 T = TypeVar("T")
 
@@ -44,8 +40,8 @@ class Crew:
         """Run ``function(*args)`` inside a host; see :meth:`nfctl.lab.Worker.run`."""
         worker = self._workers.get(host)
         if worker is None:
-            enter = partial(_enter, self.prefix + host, self.directory / host)
-            worker = self._workers[host] = Worker(enter)
+            here = Host(host, self.prefix + host, self.directory / host)
+            worker = self._workers[host] = Worker(here.enter)
         try:
             return worker.run(function, *args, timeout=timeout)
         except (TimeoutError, ChildProcessError, KeyboardInterrupt):
@@ -56,11 +52,6 @@ class Crew:
         """End the workers."""
         while self._workers:
             self._workers.popitem()[1].close()
-
-
-def _enter(namespace: str, run: Path) -> None:
-    os.environ.pop("XTABLES_LOCKFILE", None)  # the caller's lock is another machine's
-    namespaces.enter(namespace, run=run)
 
 
 _crews: dict[str, Crew] = {}  # by the prefix of the namespaces' names

@@ -7,19 +7,17 @@ ends, however it ends.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pytest
 
-from nfctl.lab import Host, Lab, namespaces, syscalls
+from nfctl.lab import Host, Lab, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,42 +31,13 @@ R = TypeVar("R")
 PATIENCE = 120
 NFCTL = (sys.executable, "-m", "nfctl")
 _NEEDED = ("iptables-legacy", "ip6tables-legacy")
-_KEEPER = "mount -t tmpfs -o mode=755 tmpfs /run && echo ready && exec cat"
-
-
-class _Machine(Host):
-    """A host whose processes share one mount namespace: what one mounts, the next one sees.
-
-    ``ip netns add`` is such a mount. The namespace is that of a process that does nothing else;
-    ``/run`` is a file system of its own there, which a test may well remount.
-    """
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host.name, host.namespace, host.directory)
-        self._mounts: Path | None = None
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        keeper = self.popen(["sh", "-c", _KEEPER], text=True, **pipes)
-        assert keeper.stdout
-        assert keeper.stdout.readline() == "ready\n"
-        self._mounts = Path(f"/proc/{keeper.pid}/ns/mnt")
-
-    def enter(self) -> None:
-        """Move the calling child process into it, to the directory where it was."""
-        os.environ.pop("XTABLES_LOCKFILE", None)  # the caller's lock is the machine's
-        if self._mounts is None:
-            super().enter()
-            return
-        here = Path.cwd()
-        namespaces.enter(self.namespace)
-        syscalls.setns(self._mounts, syscalls.CLONE_NEWNS)
-        os.chdir(here)
 
 
 class Namespace:
     """A network namespace and a mount namespace with an empty /run of its own."""
 
     def __init__(self, host: Host) -> None:
-        self._machine = _Machine(host)
+        self._machine = host
 
     def close(self) -> None:
         """End what runs inside."""

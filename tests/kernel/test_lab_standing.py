@@ -427,7 +427,9 @@ def test_a_lab_in_pieces_is_broken(lost: str) -> None:
     """A lab of which only a part is left is shown as broken and removed by ``down``."""
     standing.up(router(services=SERVED))
     if lost == "record":
-        subprocess.run(["rm", "-r", Record("router", STANDING).path], check=True)
+        record = Record("router", STANDING).path
+        subprocess.run(["umount", *filter(Path.is_mount, record.iterdir())], check=True)
+        subprocess.run(["rm", "-r", record], check=True)
     elif lost == "note":
         note_of("router").unlink()
     elif lost == "sense":
