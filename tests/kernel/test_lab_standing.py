@@ -63,7 +63,7 @@ def left() -> list[str]:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [line for line in mounts if "nfctl-" in line]
     # Orphans become children of this process, see below; what was killed may take a moment.
-    for child in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+    for child in _children():
         descriptor = os.pidfd_open(child)
         if select.select([descriptor], [], [], 2)[0]:
             os.waitpid(child, 0)
@@ -73,6 +73,10 @@ def left() -> list[str]:
     return found
 
 
+def _children() -> list[int]:
+    return [*map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
+
+
 def on_a_machine(test: Callable[P, None]) -> Callable[P, None]:
     """Run a test in a child that has a machine of its own, and is the parent of all orphans."""
 
@@ -80,7 +84,13 @@ def on_a_machine(test: Callable[P, None]) -> Callable[P, None]:
         syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
         subprocess.run(["sh", "-ec", _MACHINE], check=True)
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        test(*args, **kwargs)
+        try:
+            test(*args, **kwargs)
+        finally:  # what a test that failed has left; a killed one's children become ours
+            while children := _children():
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
 
     @functools.wraps(test)
     def outside(*args: P.args, **kwargs: P.kwargs) -> None:
