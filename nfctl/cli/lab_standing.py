@@ -85,10 +85,10 @@ def list_labs(*, json: bool = False) -> None:
 def graph(word: str = "", form: str = "tree") -> None:
     """Print the picture of a topology, or of a lab that stands.
 
-    ``form`` is the name of a function of ``nfctl.lab.graph``: tree, dot or mermaid.
+    ``form`` is the name of a function of ``nfctl.lab.topology.graph``: tree, dot or mermaid.
     """
     from nfctl.cli.paint import speaks_utf8
-    from nfctl.lab import graph as forms
+    from nfctl.lab.topology import graph as forms
 
     text: str = getattr(forms, form)(_topology(word))
     if not speaks_utf8():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nfctl.lab.host import Host, Port
     from nfctl.lab.lab import Lab
     from nfctl.lab.records import sweep
-    from nfctl.lab.service import Arrival, Service
+    from nfctl.lab.services import Arrival, Service
     from nfctl.lab.standing import Standing
     from nfctl.lab.topology import Topology
     from nfctl.lab.traffic import Answer, Verdict
@@ -33,9 +33,9 @@ _HOMES = {
     "Port": "host",
     "Topology": "topology",
     "Standing": "standing",
-    "Service": "service",
+    "Service": "services",
     "Worker": "worker",
-    "Arrival": "service",
+    "Arrival": "services",
     "Answer": "traffic",
     "Verdict": "traffic",
     "sweep": "records",

@@ -154,7 +154,7 @@ def _populate(
                 loaders.append(loader)
         for host in hosts:
             if services and plans[host.name].services:
-                from nfctl.lab.service import stand
+                from nfctl.lab.services import stand
 
                 stand(host.enter, plans[host.name].services, names, name=host.name)
         for loader in loaders:

@@ -15,11 +15,11 @@ from nfctl.lab import fork, namespaces
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from nfctl.lab.netlink import Netlink
-    from nfctl.lab.service import Service
+    from nfctl.lab.services import Service
     from nfctl.lab.wiring import Site
     from nfctl.lab.worker import Worker
 
@@ -159,14 +159,25 @@ class Host:
             raise BadInput(message)
         return str(out)
 
-    def serve(self, *, tcp: Sequence[int] = (), udp: Sequence[int] = ()) -> Service:
+    def serve(
+        self,
+        *,
+        tcp: Sequence[int] = (),
+        udp: Sequence[int] = (),
+        http: Sequence[int] = (),
+        dns: Sequence[int] = (),
+        names: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Service:
         """Start a server that answers on these ports, in both families; it is ready on return.
 
-        BadInput if a port is taken.
+        ``names`` are what ``dns`` knows, with their addresses. BadInput if a port is taken.
         """
-        from nfctl.lab.service import Service
+        from nfctl.lab.services import Service
 
-        service = Service(self.enter, tuple(tcp), tuple(udp), name=self.name)
+        service = Service(
+            self.enter, tuple(tcp), tuple(udp),
+            http=tuple(http), dns=tuple(dns), names=names, name=self.name,
+        )  # fmt: skip
         self._helpers.append(service)
         return service
 

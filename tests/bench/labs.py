@@ -27,7 +27,7 @@ SCRIPT = "ip script"
 FLOOR = 3.0
 LABS = 10  # made one after the other by one program, as a test suite does
 
-# What a host of a lab is set to: see nfctl/lab/namespaces.py.
+# What a host of a lab is set to: see nfctl/lab/sysctls.py.
 _SETTINGS = (
     "net.ipv4.conf.all.rp_filter=0",
     "net.ipv4.conf.default.rp_filter=0",

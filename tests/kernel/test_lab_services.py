@@ -24,7 +24,7 @@ import pytest
 
 from nfctl.errors import BadInput
 from nfctl.lab import Host, Lab, Verdict, dns, traffic
-from nfctl.lab.service import Service, stand
+from nfctl.lab.services import Service, stand
 from nfctl.lab.topology import ServicesPlan
 
 if TYPE_CHECKING:
@@ -520,7 +520,7 @@ class TestStand:
             import os
             from pathlib import Path
             from nfctl.lab import namespaces
-            from nfctl.lab.service import stand
+            from nfctl.lab.services import stand
             from nfctl.lab.topology import ServicesPlan
             def enter():
                 namespaces.enter({two.namespace!r}, run=Path({str(two.directory)!r}))

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from nfctl.lab.graph import dot, mermaid, shape_text, tree
 from nfctl.lab.topology import Shape, Topology, shipped
+from nfctl.lab.topology.graph import dot, mermaid, shape_text, tree
 
 NASTY = '"|<b>\\\\N{}`#;'
 LAB = f"""\

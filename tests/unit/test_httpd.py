@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfctl.lab.httpd import MAX_BYTES, Http
+from nfctl.lab.services.httpd import MAX_BYTES, Http
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from nfctl.lab.streams import Stream
+    from nfctl.lab.services.streams import Stream
 
 
 class Wire:

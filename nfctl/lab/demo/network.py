@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from nfctl.lab.topology import Topology
+
 if TYPE_CHECKING:
     from nfctl.lab import Arrival, Host, Lab, Service
 
@@ -15,7 +17,6 @@ ADDRESSES = {
     "server": {4: "10.77.0.10", 6: "fd77::10"},
     "spoofed": {4: "10.77.0.66", 6: "fd77::66"},  # the client pretends to be inside
 }
-INSIDE_ROUTER = {4: "10.77.0.1", 6: "fd77::1"}
 
 
 class Network(NamedTuple):
@@ -40,24 +41,14 @@ class Network(NamedTuple):
 
 
 def build(lab: Lab) -> Network:
-    """Make the hosts, connect them, and start the servers."""
-    client, server = lab.host("client"), lab.host("server")
-    router = lab.host("router", forward=True)
-    lab.link(
-        client.port("eth0", "192.0.2.10/24", "192.0.2.66/24", "2001:db8:1::10/64"),
-        router.port("wan0", "192.0.2.1/24", "2001:db8:1::1/64"),
-    )
-    lab.link(
-        server.port("eth0", "10.77.0.10/24", "fd77::10/64"),
-        router.port("lan0", "10.77.0.1/24", "fd77::1/64"),
-    )
-    for version in (4, 6):
-        client.route("default", via=ADDRESSES["router"][version])
-        server.route("default", via=INSIDE_ROUTER[version])
-    # Something listens wherever the firewall refuses, so that the firewall has refused.
-    services = {
-        "client": client.serve(tcp=[80]),
-        "router": router.serve(tcp=[22]),
-        "server": server.serve(tcp=[22, 23, 25, 80, 443, 9200], udp=[53, 514]),
-    }
-    return Network(client, router, server, services)
+    """Make the hosts of the topology ``router``, and start servers that report who comes."""
+    topology = Topology.load("router")
+    lab.build(topology, services=False)
+    names = topology.addresses()
+    services = {}
+    for name, host in topology.hosts.items():
+        plan = host.services
+        services[name] = lab[name].serve(
+            tcp=plan.tcp, udp=plan.udp, http=plan.http, dns=plan.dns, names=names
+        )
+    return Network(lab["client"], lab["router"], lab["server"], services)

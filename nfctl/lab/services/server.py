@@ -21,9 +21,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from nfctl.errors import BadInput
-from nfctl.lab import dns, namespaces, talks
-from nfctl.lab.httpd import Http
-from nfctl.lab.streams import Stream, Talk
+from nfctl.lab import dns, namespaces
+from nfctl.lab.services import talks
+from nfctl.lab.services.httpd import Http
+from nfctl.lab.services.streams import Stream, Talk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

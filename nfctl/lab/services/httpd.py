@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nfctl.lab.streams import Stream
+    from nfctl.lab.services.streams import Stream
 
 MAX_BYTES = 1 << 30
 _MAX_LINE = 1 << 13  # bytes; of the request line and of one header

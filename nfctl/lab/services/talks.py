@@ -7,10 +7,10 @@ import re
 from typing import TYPE_CHECKING
 
 from nfctl.lab import dns
-from nfctl.lab.httpd import Http
+from nfctl.lab.services.httpd import Http
 
 if TYPE_CHECKING:
-    from nfctl.lab.streams import Stream
+    from nfctl.lab.services.streams import Stream
 
 WHOAMI = re.compile(rb"whoami\r?\n")
 _BEGINNINGS = (b"whoami\n", b"whoami\r\n", b"GET ")

@@ -46,7 +46,7 @@ from nfctl.errors import BadInput, Where
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SHIPPED: Final = Path(__file__).parent / "topologies"
+_SHIPPED: Final = Path(__file__).parent / "shipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class RulesPlan:
 
 @dataclass(frozen=True, slots=True)
 class ServicesPlan:
-    """Ports to serve, by kind: see ``nfctl.lab.service`` for what each answers."""
+    """Ports to serve, by kind: see ``nfctl.lab.services`` for what each answers."""
 
     tcp: tuple[int, ...] = ()
     http: tuple[int, ...] = ()
@@ -149,7 +149,7 @@ class Topology:
 
         Files of rules are looked for beside ``source``.
         """
-        from nfctl.lab.topology_file import read
+        from nfctl.lab.topology.file import read
 
         return read(text, source)
 

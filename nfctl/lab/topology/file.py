@@ -16,7 +16,6 @@ from nfctl import document
 from nfctl.document import Node, known, shown
 from nfctl.errors import BadInput, Where, excerpt
 from nfctl.lab.namespaces import check_word
-from nfctl.lab.shape import read_shape
 from nfctl.lab.topology import (
     HostPlan,
     InterfacePlan,
@@ -26,6 +25,7 @@ from nfctl.lab.topology import (
     Shape,
     Topology,
 )
+from nfctl.lab.topology.shape import read_shape
 from nfctl.ruleset import script
 from nfctl.ruleset.names import BUILTIN_CHAINS
 from nfctl.ruleset.words import split

@@ -23,7 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from nfctl.errors import AnswerNo, BadInput
-from nfctl.lab.attempt import TIMEOUT, WHOAMI, Answer, Attempt, Verdict
+from nfctl.lab.traffic.attempt import TIMEOUT, WHOAMI, Answer, Attempt, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

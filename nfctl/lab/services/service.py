@@ -1,6 +1,6 @@
 """Servers inside a host: for as long as the lab's process lives, or on their own.
 
-What they answer is told in ``servers``. A :class:`Service` also reports each arrival to the
+What they answer is told in ``server``. A :class:`Service` also reports each arrival to the
 lab's process, so that a packet which got through is noticed even when its answer does not come
 back. :func:`stand` makes a server that outlives its maker and ends with its namespace.
 """
@@ -17,7 +17,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.lab import fork
-from nfctl.lab.servers import Server
+from nfctl.lab.services.server import Server
 from nfctl.lab.topology import ServicesPlan
 
 if TYPE_CHECKING:

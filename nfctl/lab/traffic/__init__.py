@@ -20,10 +20,10 @@ import socket
 
 from nfctl.errors import BadInput
 from nfctl.lab import dns as messages
-from nfctl.lab import icmp
-from nfctl.lab.attempt import DROP_TIMEOUT, TIMEOUT, WHOAMI, Answer, Attempt, Verdict
-from nfctl.lab.held import Held, close, hold, open, say  # noqa: A004 - traffic.open(...)
-from nfctl.lab.load import Tally, many
+from nfctl.lab.traffic import icmp
+from nfctl.lab.traffic.attempt import DROP_TIMEOUT, TIMEOUT, WHOAMI, Answer, Attempt, Verdict
+from nfctl.lab.traffic.held import Held, close, hold, open, say  # noqa: A004 - traffic.open(...)
+from nfctl.lab.traffic.load import Tally, many
 
 __all__ = [
     "tcp", "http", "udp", "dns", "ping",

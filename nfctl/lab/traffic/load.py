@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nfctl.errors import BadInput
-from nfctl.lab.attempt import TIMEOUT, Answer, Attempt, Verdict
+from nfctl.lab.traffic.attempt import TIMEOUT, Answer, Attempt, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Generator

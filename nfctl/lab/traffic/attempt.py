@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from nfctl.lab import icmp
+from nfctl.lab.traffic import icmp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
