@@ -448,31 +448,15 @@ def test_a_mistake_changes_nothing(net: Net, ruleset: RulesetLoader, tmp_path: P
 
 # --- whole tests -------------------------------------------------------------------------------
 
-README = '''
-from nfctl.testing import expect_accepted, expect_dropped
-
-RULES = """
-*filter
-:FORWARD DROP
--A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT
--A FORWARD -i wan0 -p tcp --dport 80 -j ACCEPT
-COMMIT
-"""
-
-def test_only_the_web_is_open(lab, ruleset):
-    net = lab("router")
-    ruleset(net["router"], RULES)
-    expect_accepted(net["client"], net["server"], "tcp/80")
-    expect_dropped(net["client"], net["server"], "tcp/22")
-'''
-
 
 def test_the_readmes_example(pytester: pytest.Pytester) -> None:
     """The example passes as it is; with a hole in its rules it fails, at the test's own line."""
-    pytester.makepyfile(README)
-    pytester.runpytest_inprocess().assert_outcomes(passed=1)
-    pytester.makepyfile(README.replace("--dport 80", "--dport 22"))
-    done = pytester.runpytest_inprocess()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(from nfctl.testing .*?)```", readme, re.DOTALL)
+    pytester.makepyfile(example)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    pytester.makepyfile(example.replace("--dport 80", "--dport 22"))
+    done = pytester.runpytest_subprocess()
     done.assert_outcomes(failed=1)
     done.stdout.fnmatch_lines(
         [
