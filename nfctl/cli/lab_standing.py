@@ -37,7 +37,7 @@ def up(
         print_json(document(lab))
     elif not quiet:
         named = f"-l {lab.name} " if len(standing.labs()) > 1 else ""
-        write(shown(lab, services=services, named=named))
+        write(shown(lab, named=named))
 
 
 def down(name: str = "", *, every: bool = False, quiet: bool = False) -> None:
@@ -163,7 +163,7 @@ def _plan_document(plan: HostPlan | None) -> dict[str, object]:
 _SERVICES = ("tcp", "http", "udp", "dns")
 
 
-def shown(lab: Standing, *, services: bool = True, named: str = "") -> str:
+def shown(lab: Standing, *, named: str = "") -> str:
     """Return the text of ``up``: the hosts, and what to type next.
 
     ``named`` are the words that name the lab to the next commands, where they need that.
@@ -171,8 +171,7 @@ def shown(lab: Standing, *, services: bool = True, named: str = "") -> str:
     description = lab.topology.description
     rows = [["HOST", "INTERFACE", "ADDRESSES", "SERVICES"]]
     for name, plan in lab.topology.hosts.items():
-        served = _services(plan.services) if services else ""
-        first = [name, "", "", served]
+        first = [name, "", "", _services(plan.services)]
         for part in plan.interfaces:
             rows.append([first[0], part.name, "  ".join(part.addresses), first[3]])
             first = ["", "", "", ""]

@@ -182,7 +182,9 @@ def _placed(error: NfctlError, plan: RulesPlan) -> NfctlError:
         error.where = plan.where
         return error
     error.excerpt = excerpt(plan.text, error.where)
-    if plan.inline:
+    if not plan.by_line:
+        error.where = plan.where
+    elif plan.inline:
         _, line, column = error.where
         column += plan.where.column - 1 if column else 0
         error.where = Where(plan.where.source, line + plan.where.line - 1, column)

@@ -72,6 +72,8 @@ def up(topology: Topology, name: str = "", *, services: bool = True) -> Standing
     """
     from nfctl.lab.lab import Lab
 
+    if not services:  # what is kept of it tells what there is
+        topology = topology.without_services()
     lab = Lab(name or topology.name)
     lab.id = lab.name
     namespaces.require_privileges()
@@ -89,7 +91,7 @@ def up(topology: Topology, name: str = "", *, services: bool = True) -> Standing
     left = False
     try:
         lab.begin(partial(_claim, record, note))
-        lab.build(topology, services=services)
+        lab.build(topology)
         note["complete"] = True
         standing = Standing(lab.id, State.UP, topology, _hosts(record, lab.hosts), since)
         with fork.signals_blocked():

@@ -106,6 +106,8 @@ def test_no_services(netns: Namespace) -> None:
     """--no-services starts no server and says nothing of any; no process stays in the hosts."""
     done = make(netns, "router")
     assert "SERVICES" not in done.stdout
+    (document,) = listed(netns)
+    assert not any(ports for host in document["hosts"] for ports in host["services"].values())
     talk = inside(netns, "client", sys.executable, "-c", CONNECT, "10.77.0.10", "80")
     assert "ConnectionRefusedError" in talk.stderr
     for host in namespaces(netns):

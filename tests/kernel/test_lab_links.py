@@ -470,6 +470,35 @@ def test_rules_are_loaded() -> None:
             assert "--dport 22" not in lab["client"].call([save])
 
 
+MISTAKEN = """\
+name: one
+hosts:
+  one:
+    interfaces: {eth0: {link: a}}
+  two:
+    interfaces: {eth0: {link: a}}
+    rules:
+"""
+BLOCK = """\
+      ipv4: |
+        *filter
+        -A INPUT -p tcp --dport smpt
+        COMMIT
+"""
+QUOTED = r"""
+      ipv4: "*filter\n-A INPUT -p tcp --dport smpt\nCOMMIT"
+"""
+
+
+@pytest.mark.parametrize(("rules", "place"), [(BLOCK, "10:25"), (QUOTED, "9:14")])
+def test_a_mistake_in_rules_has_its_place(rules: str, place: str) -> None:
+    """What only libxtables sees as wrong has its line, and its column, in the topology's file."""
+    with Lab("tests") as lab, pytest.raises(BadInput, match="smpt") as caught:
+        lab.build(Topology.parse(MISTAKEN + rules, "net.yaml"))
+    assert str(caught.value.where) == f"net.yaml:{place}"
+    assert "-A INPUT -p tcp --dport smpt" in caught.value.excerpt
+
+
 def test_services_answer() -> None:
     """Servers of a topology answer to their host's name, until the lab is gone."""
     with Lab("tests") as lab:

@@ -239,7 +239,6 @@ def test_the_next_steps_name_the_lab_where_there_are_two(
     out = capfd.readouterr().out
     assert "nfctl lab exec -l test client ip route " in out
     assert "nfctl lab down test " in out
-    assert "SERVICES" not in out
 
 
 def test_quiet_says_nothing(labs: list[Standing], capfd: pytest.CaptureFixture[str]) -> None:

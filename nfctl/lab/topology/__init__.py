@@ -37,7 +37,7 @@ other ends plugged into it; without one the bridge is a switch in a namespace of
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,11 +79,15 @@ class InterfacePlan:
 
 @dataclass(frozen=True, slots=True)
 class RulesPlan:
-    """iptables-save text for one family (4 or 6), and the place of its first character."""
+    """iptables-save text for one family (4 or 6), and the place of its first character.
+
+    ``by_line`` tells whether its lines are lines there, as in a file or in a ``|`` block.
+    """
 
     family: int
     text: str
     where: Where
+    by_line: bool = True
 
     @property
     def inline(self) -> bool:
@@ -172,6 +176,11 @@ class Topology:
             raise BadInput(f"there is no topology {shown(word)}", hint=hint)
         path = str(_shipped_files()[word])
         return cls.parse(contents(path), path)
+
+    def without_services(self) -> Topology:
+        """Return the same without servers."""
+        hosts = {name: replace(host, services=ServicesPlan()) for name, host in self.hosts.items()}
+        return replace(self, hosts=hosts)
 
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """Return every name of the lab and its addresses: the hosts' and ``names``.

@@ -137,7 +137,7 @@ class _Reader:
                     where = error.where or Where("rules", 1, 1)
                     place = value.inner(max(1, where.line), max(1, where.column))
                     raise value.error(error.message, error.hint, where=place) from None
-                plans.append(RulesPlan(family, text, value.inner(1, 1)))
+                plans.append(RulesPlan(family, text, value.inner(1, 1), value.style == "|"))
         return plans
 
     def _rules_file(self, family: int, node: Node) -> RulesPlan:
