@@ -4,7 +4,8 @@
 # The same script serves a host, CI and a virtual machine. It needs neither systemd nor
 # standard input. It may be run again at any time, also after an interrupted run: what is
 # already there is kept, what is half made is made anew. Besides Debian packages it changes
-# /opt/nfctl and the link /usr/local/bin/nfctl, and nothing else.
+# /opt/nfctl and the link /usr/local/bin/nfctl, and nothing else; the tests keep the disk of
+# their virtual machine in /var/lib/nfctl-vm.
 set -euo pipefail
 
 # What nfctl needs while it runs. iptables brings libxtables, libip4tc and libip6tc, which
@@ -26,6 +27,7 @@ VENV=$PREFIX/venv
 # it, so that an environment without one is known to be half made.
 STAMP=$VENV/stamp
 LINK=/usr/local/bin/nfctl
+VM_RESULTS=/var/tmp/nfctl-results
 # Debian's own, whatever stands first on the caller's PATH.
 PYTHON=/usr/bin/python3
 
@@ -35,7 +37,8 @@ usage: sudo bash vagrant/provision.sh install | demo | test
 
   install   install the Debian packages that are missing and nfctl itself (/opt/nfctl)
   demo      install, then run "nfctl demo"
-  test      install with the tools of the tests, then run every check and test suite
+  test      install with the tools of the tests, then run every check and test suite, the
+            last ones in a virtual machine (vagrant/vm test), which NFCTL_VM=no leaves out
 USAGE
 }
 
@@ -114,6 +117,11 @@ install_packages() {
 
 # --- the virtual environment -------------------------------------------------------------
 
+# covers HAVE WANTED: of the extras, "dev" holds "test", and both hold "".
+covers() {
+    [ "$1" = "$2" ] || [ "$1" = dev ] || [ -z "$2" ]
+}
+
 # Everything that decides what gets installed, as one line.
 wanted_state() {
     local tree
@@ -142,9 +150,9 @@ pip() {
     "$VENV/bin/python" -I -m pip --disable-pip-version-check --no-input "$@"
 }
 
-# install_nfctl EXTRAS: EXTRAS is "" or "dev". What a test installed stays for later runs.
+# install_nfctl EXTRAS: EXTRAS is "", "test" or "dev". What a test installed stays for later runs.
 install_nfctl() {
-    local extras=$1 state wheel
+    local extras=$1 state stamp wheel
     [ -x "$PYTHON" ] || fail 3 "$PYTHON is missing"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail 3 "nfctl needs Python 3.11 or newer (Debian 12 or 13); $PYTHON is older"
@@ -161,7 +169,7 @@ install_nfctl() {
         heading "virtual environment $VENV"
         rm --recursive --force -- "$VENV"
         quietly "$PYTHON" -I -m venv "$VENV"
-    elif [ "$(cat "$STAMP")" = "$state dev" ] || [ "$(cat "$STAMP")" = "$state $extras" ]; then
+    elif stamp=$(cat "$STAMP") && [ "${stamp% *}" = "$state" ] && covers "${stamp##* }" "$extras"; then
         ln --symbolic --force --no-dereference "$VENV/bin/nfctl" "$LINK"
         exec 9>&-
         return 0
@@ -186,7 +194,13 @@ install_nfctl() {
 SUMMARY=()
 FAILED=0
 
-# stage NAME COMMAND...: run one check, note how it ended and go on.
+# What was not run is neither good nor bad; the summary says why it was not.
+skip() {
+    SUMMARY+=("$(printf 'SKIPPED %-22s          %s' "$1" "$2")")
+}
+
+# stage NAME COMMAND...: run one check, note how it ended and go on. 77 means that this
+# machine cannot run it; the reason is in a file.
 stage() {
     local name=$1 status=0 started=$SECONDS took
     shift
@@ -196,6 +210,8 @@ stage() {
     printf '    %s: exit %d after %d s\n' "$name" "$status" "$took"
     if [ "$status" -eq 0 ]; then
         SUMMARY+=("$(printf 'ok      %-22s %4d s' "$name" "$took")")
+    elif [ "$status" -eq 77 ] && [ -s "$WORK/skipped" ]; then
+        skip "$name" "$(cat "$WORK/skipped")"
     else
         SUMMARY+=("$(printf 'FAILED  %-22s %4d s   (exit %d)' "$name" "$took" "$status")")
         FAILED=$((FAILED + 1))
@@ -239,6 +255,15 @@ suite() {
         -o faulthandler_timeout=300 "$@"
 }
 
+vm_tests() {
+    local status=0
+    NFCTL_RESULTS=$PREFIX/results bash vagrant/vm test 2>&1 | tee "$WORK/vm.log" || status=$?
+    if [ "$status" -eq 77 ]; then
+        grep -E '^(vm|build-box): ' "$WORK/vm.log" | tail --lines=1 >"$WORK/skipped"
+    fi
+    return "$status"
+}
+
 run_tests() {
     local line
     copy_checkout
@@ -248,7 +273,11 @@ run_tests() {
     stage "mypy" as nobody mypy --cache-dir="$WORK/nobody/mypy"
     stage "unit tests" suite nobody tests/unit
     stage "kernel tests" suite root tests/kernel
-    # The suite that runs inside a virtual machine gets its stage here.
+    if [ "${NFCTL_VM:-yes}" = no ]; then
+        skip "VM tests" "NFCTL_VM=no"
+    else
+        stage "VM tests" vm_tests
+    fi
 
     heading "summary"
     for line in "${SUMMARY[@]}"; do
@@ -257,14 +286,54 @@ run_tests() {
     [ "$FAILED" -eq 0 ]
 }
 
+# A selection of tests may leave none in one of the folders.
+selected() {
+    local status=0
+    suite root "$@" || status=$?
+    if [ "$status" -eq 5 ] && [ "${#WORDS[@]}" -gt 0 ]; then
+        return 0
+    fi
+    return "$status"
+}
+
+# run_vm_tests SUITE [--soak MINUTES] [WORD...]: what vagrant/vm runs in the machine; WORDs are
+# for pytest. SUITE is "all" or "cards". The reports are where vagrant/vm fetches them.
+run_vm_tests() {
+    local suite=$1 soak=()
+    shift
+    if [ "${1:-}" = --soak ]; then
+        soak=(--soak "$2")
+        shift 2
+    fi
+    WORDS=("$@")
+    copy_checkout
+    rm --recursive --force -- "$VM_RESULTS"
+    install --directory --mode=0755 "$VM_RESULTS"
+    case $suite in
+    all)
+        stage "kernel tests" selected --junitxml="$VM_RESULTS/kernel.xml" tests/kernel "${WORDS[@]}"
+        stage "tests in the machine" selected --junitxml="$VM_RESULTS/inside.xml" tests/vm/inside \
+            "${soak[@]}" "${WORDS[@]}"
+        ;;
+    cards)
+        stage "tests of the cards" selected --junitxml="$VM_RESULTS/inside.xml" -m nic tests/vm/inside \
+            "${WORDS[@]}"
+        ;;
+    esac
+    [ "$FAILED" -eq 0 ]
+}
+
 # --- the command -------------------------------------------------------------------------
 
-if [ "$#" -ne 1 ]; then
-    usage >&2
-    exit 2
-fi
-case $1 in
-install | demo | test) ;;
+# The other commands are for vagrant/build-box and vagrant/vm: "packages" prints the names of
+# the Debian packages, "need NAME..." installs them where they are missing, "vminstall" and
+# "vmtest SUITE ..." install and run what is tested in a machine.
+case ${1:-}:$# in
+packages:1)
+    printf '%s\n' "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    exit 0
+    ;;
+install:1 | demo:1 | test:1 | need:* | vminstall:1 | vmtest:*) ;;
 *)
     usage >&2
     exit 2
@@ -286,6 +355,9 @@ WORK=$(mktemp --directory --tmpdir nfctl-provision.XXXXXX)
 trap 'rm --recursive --force --one-file-system -- "$WORK"' EXIT
 
 case $1 in
+need)
+    install_packages "${@:2}"
+    ;;
 install)
     install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}"
     install_nfctl ""
@@ -299,5 +371,12 @@ test)
     install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
     install_nfctl dev
     run_tests
+    ;;
+vminstall | vmtest)
+    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    install_nfctl test
+    if [ "$1" = vmtest ]; then
+        run_vm_tests "${@:2}"
+    fi
     ;;
 esac

@@ -79,8 +79,7 @@ class Child(Generic[T]):
     def __init__(self, function: Callable[..., T], *args: Any) -> None:
         self.pid = 0
         self._status: int | None = None
-        sys.stdout.flush()  # or the child would print the parent's unwritten text again
-        sys.stderr.flush()
+        _flush()  # or the child would print the parent's unwritten text again
         try:
             with fork_is_safe(), signals_blocked():
                 self._reader, writer = os.pipe()
@@ -146,6 +145,12 @@ class Child(Generic[T]):
             parts.append(part)
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a program may be started without them
+            stream.flush()
+
+
 def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: int) -> NoReturn:
     try:
         import pickle
@@ -157,8 +162,7 @@ def _be_child(function: Callable[..., object], args: tuple[Any, ...], writer: in
             data = pickle.dumps((True, function(*args)))
         except BaseException as error:  # noqa: BLE001 - the parent raises it again
             data = pickle.dumps((False, portable(error)))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         view = memoryview(data)
         while view:
             view = view[os.write(writer, view) :]
