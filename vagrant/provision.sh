@@ -306,6 +306,7 @@ run_vm_tests() {
         shift 2
     fi
     WORDS=("$@")
+    export NFCTL_IN_VM=1 # the tests may use the machine's own tables
     copy_checkout
     rm --recursive --force -- "$VM_RESULTS"
     install --directory --mode=0755 "$VM_RESULTS"
