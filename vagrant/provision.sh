@@ -312,7 +312,10 @@ run_vm_tests() {
     install --directory --mode=0755 "$VM_RESULTS"
     case $suite in
     all)
-        stage "kernel tests" selected --junitxml="$VM_RESULTS/kernel.xml" tests/kernel "${WORDS[@]}"
+        # The engine against its oracle. What the labs promise needs no other kernel, and what they
+        # need of one (netem) is among the tests in the machine.
+        stage "kernel tests" selected --junitxml="$VM_RESULTS/kernel.xml" tests/kernel \
+            --ignore-glob='*/test_lab*' --ignore=tests/kernel/test_testing.py "${WORDS[@]}"
         stage "tests in the machine" selected --junitxml="$VM_RESULTS/inside.xml" tests/vm/inside \
             "${soak[@]}" "${WORDS[@]}"
         ;;

@@ -25,14 +25,14 @@ COMMIT
 -A FORWARD -m conntrack --ctstate NEW -j ACCEPT
 COMMIT
 """
-SIZE = 6_000_000  # bytes
+SIZE = 4_000_000  # bytes
 
 
 @pytest.mark.nic
 @pytest.mark.usefixtures("offloads")
 @pytest.mark.parametrize("direction", ["in", "out"])
 def test_a_bulk_transfer_arrives_whole(net: Network, version: int, direction: str) -> None:
-    """Six million bytes have the same sha256 behind DNAT, and behind MASQUERADE."""
+    """Four million bytes have the same sha256 behind DNAT, and behind MASQUERADE."""
     net.device.load(RULES, version)
     data = random.Random(version).randbytes(SIZE)
     names = NAMES[version]
