@@ -7,6 +7,7 @@ ends, however it ends.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# A virtual machine (vagrant/vm test) may be emulated, which runs Python ten times slower.
+SLOWNESS = 10 if os.environ.get("NFCTL_IN_VM") == "1" else 1
 # Far above what the slowest test needs: this is for what hangs.
-PATIENCE = 120
+PATIENCE = 120 * SLOWNESS
 NFCTL = (sys.executable, "-m", "nfctl")
 _NEEDED = ("iptables-legacy", "ip6tables-legacy")
 
