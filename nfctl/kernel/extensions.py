@@ -226,20 +226,34 @@ class Words:
 
 
 def _options(raw: Any) -> list[Option]:
-    found: list[Option] = []
     if raw.x6_options:
-        index = 0
-        while raw.x6_options[index].name:
-            entry = raw.x6_options[index]
-            # XTTYPE_NONE is 0: every other type takes a value
-            found.append(Option(entry.name.decode(), entry.id, int(entry.type != 0)))
-            index += 1
-    elif raw.extra_opts:
-        index = 0
-        while raw.extra_opts[index].name:
-            entry = raw.extra_opts[index]
-            found.append(Option(entry.name.decode(), entry.val, entry.has_arg))
-            index += 1
+        return _new_options(raw)
+    return _getopt_options(raw.extra_opts) if raw.extra_opts else []
+
+
+def _new_options(raw: Any) -> list[Option]:
+    """Return the options of a new parser as libxtables itself makes getopt's out of them.
+
+    Not read from ``struct xt_option_entry``: that is larger since iptables 1.8.11, and the number
+    of the library's version does not tell.
+    """
+    lib = libraries()
+    offset = ct.c_uint()
+    nothing = ct.create_string_buffer(ct.sizeof(type(raw.extra_opts)._type_))  # ends at once
+    entries = ct.cast(raw.x6_options, ct.c_void_p)
+    array = lib.options_xfrm(nothing, None, entries, ct.byref(offset))
+    try:
+        found = _getopt_options(ct.cast(array, type(raw.extra_opts)))
+    finally:
+        lib.libc.free(array)
+    return [Option(name, value - offset.value, has_arg) for name, value, has_arg in found]
+
+
+def _getopt_options(array: Any) -> list[Option]:
+    found: list[Option] = []
+    while array[len(found)].name:
+        entry = array[len(found)]
+        found.append(Option(entry.name.decode(), entry.val, entry.has_arg))
     return found
 
 

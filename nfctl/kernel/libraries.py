@@ -188,6 +188,14 @@ class Libraries:
             ct.c_void_p,
             ct.c_int,
         )
+        self.options_xfrm = _prototype(
+            xt.xtables_options_xfrm,
+            ct.c_void_p,
+            ct.c_void_p,
+            ct.c_void_p,
+            ct.c_void_p,
+            ct.c_void_p,
+        )
         # wrap_parse calls fn(int, char **, int, unsigned *, void *, void **) behind a setjmp;
         # xtables_option_mpcall takes the first five of these in the same registers.
         self.guarded_parse = wrapper["wrap_parse"]
