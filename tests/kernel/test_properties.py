@@ -24,7 +24,7 @@ from nfctl.ruleset.script import decode
 from nfctl.ruleset.words import join, split
 from tests.bench import generate
 from tests.kernel import corpus
-from tests.kernel.conftest import legacy, without_comments
+from tests.kernel.conftest import SLOWNESS, legacy, without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +42,7 @@ Pool = dict[str, list[tuple[str, str]]]
 
 def examples(number: int) -> settings:
     return settings(
-        max_examples=number,
+        max_examples=max(number // SLOWNESS, 10),
         derandomize=True,
         database=None,
         deadline=None,
