@@ -19,6 +19,7 @@ _COMMANDS = {
     "save": ("save", "save", "Whole tables"),
     "restore": ("restore", "restore", "Whole tables"),
     "map": ("map", "map_command", "Looking"),
+    "inspect": ("inspect", "inspect", "Looking"),
     "doctor": ("doctor", "doctor", "Looking"),
     "demo": ("demo", "demo", "Trying"),
     "lab": ("lab", "app", "Trying"),

@@ -1,0 +1,444 @@
+"""What is done with each queued packet: read it, decide it, tell the kernel, then show it.
+
+:meth:`Inspector.batch` takes the packets that wait, in their order. For most of them there is
+nothing left to find out: the verdict of their flow cannot change any more, and is found by
+the packet's place, mark, protocol, addresses and ports (:attr:`Inspector._known`). That works
+without making an object of the packet, and is the reason why a hundred rules cost no more than
+one. Anything unusual about a packet (options, fragments, lengths that disagree, a flag that
+opens or ends a connection) sends it the long way, through :meth:`Inspector._inspect`.
+
+The kernel is told before anybody is shown anything: a slow terminal delays no packet of a batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import socket
+import struct
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from nfctl.inspect.deadline import Deadline, TooLate
+from nfctl.inspect.flows import Flows
+from nfctl.inspect.handlers import FAILED
+from nfctl.inspect.packet import PROTOCOLS, Packet
+from nfctl.inspect.queue import CHAINS, NF_ACCEPT, NF_DROP, NF_REPEAT
+from nfctl.inspect.rewrite import CannotRewrite
+from nfctl.inspect.rules import UNKNOWN, Facts, Rules
+from nfctl.inspect.verdict import Action, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nfctl.inspect.flows import Flow
+    from nfctl.inspect.handlers import Handlers
+    from nfctl.inspect.queue import Message, Queue
+    from nfctl.inspect.rewrite import Rewrite
+
+# IPv4 without options: total length, fragment, protocol, addresses and ports; then UDP's length,
+# TCP's data offset and flags.
+_IPV4 = struct.Struct(">xxHxxHxBxx12sHxxxxxxBB").unpack_from
+# IPv6 without extension headers: payload length, protocol, addresses and ports; the same.
+_IPV6 = struct.Struct(">xxxxHBx36sHxxxxxxBB").unpack_from
+_MARK = struct.Struct(">I")
+_STAMP = struct.Struct(">QQ")
+_NONE4 = bytes(4)
+_TCP, _UDP = 6, 17
+_OPEN_OR_END, _SYN = 0x07, 0x02  # FIN, SYN, RST
+_UNCHECKED = 0x01  # NFQA_SKB_CSUMNOTREADY
+_MOST_KNOWN = 65536  # flows (a few hundred bytes each)
+_MOST_NAMES = 4096
+
+
+_Key = tuple[int, bytes, bytes, bytes, int, bytes]
+
+
+class Marks(NamedTuple):
+    """The bits of the packet's and the connection's mark that are ours, and their values."""
+
+    mask: int
+    accepted: int
+    dropped: int
+    seen: int
+
+    @classmethod
+    def of(cls, mask: int) -> Marks:
+        """Return the values within a mask of two adjacent bits."""
+        low = mask & -mask
+        return cls(mask, low, 2 * low, 3 * low)
+
+
+class Tally:
+    """Packets and bytes that one verdict of one rule was for."""
+
+    __slots__ = ("octets", "packets")
+
+    def __init__(self) -> None:
+        self.packets = 0
+        self.octets = 0
+
+
+class Known:
+    """The verdict of a flow, as the kernel is told it."""
+
+    __slots__ = ("code", "flow", "mark", "quic", "tally")
+
+    def __init__(self, code: int, mark: bytes | None, tally: Tally, flow: Flow | None) -> None:
+        self.code = code
+        self.mark = mark
+        self.tally = tally
+        self.flow = flow
+        self.quic = flow is not None and flow.hello is not None and flow.key[0] == _UDP
+
+
+class Inspector:
+    """Decides the packets of one queue.
+
+    ``show(packet, verdict, hello)`` is called for each packet after its verdict was sent, where
+    packets are shown or captured; ``hello`` is whether this packet completed its flow's
+    ClientHello. ``logged(packet, verdict)`` is called for verdicts that say ``log``, and
+    ``report(text)`` for errors. ``offload`` has the kernel decide the rest of
+    each flow whose verdict cannot change any more. ``follow`` keeps flows even where no rule
+    asks for their names.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        rules: Rules,
+        *,
+        handlers: Handlers | None = None,
+        show: Callable[[Packet, Verdict, bool], None] | None = None,
+        logged: Callable[[Packet, Verdict], None] | None = None,
+        report: Callable[[str], None] | None = None,
+        offload: bool = False,
+        marks: Marks | None = None,
+        deadline: Deadline | None = None,
+        follow: bool = False,
+        limit: int = 0,
+    ) -> None:
+        self.queue = queue
+        self.rules = rules
+        self.handlers = handlers
+        self.show = show
+        self.logged = logged
+        self.report = report or (lambda _text: None)
+        self.offload = offload
+        self.marks = marks or Marks.of(0x3000)
+        self.deadline = deadline if rules.regexes else None
+        self.limit = limit
+        tracked = follow or offload or rules.offloads or rules.wants_names or show is not None
+        self.flows: Flows | None = Flows() if tracked or handlers else None
+        self._shown: list[tuple[Packet, Verdict, bool]] = []
+        self._known: dict[_Key, Known] = {}
+        # What has to see every packet leaves nothing to be known beforehand.
+        self._quick = show is None and handlers is None
+        self.seen = 0
+        self.octets = 0
+        self.tallies: dict[tuple[str, Action], Tally] = {}
+        self.errors: Counter[str] = Counter()
+        self.names: Counter[str] = Counter()
+        self.offloaded = 0
+        self.now = 0.0
+        self._devices: dict[bytes, str] = {_NONE4: ""}
+        self._devices_until = 0.0
+
+    def batch(self) -> int:
+        """Decide the packets that wait, at most a buffer full; return how many there were."""
+        queue = self.queue
+        offsets = queue.fill()
+        if not offsets:
+            return 0
+        now = self.now = time.time()
+        buffer, read, verdict, known = queue.buffer, queue.read, queue.verdict, self._known
+        octets = 0
+        for at in offsets:
+            message = read(buffer, at)
+            if message is None:
+                continue
+            ident, hook, indev, outdev, mark, _, length, _, start, end = message
+            size = end - start
+            if length != _NONE4:
+                size = _MARK.unpack(length)[0]
+            entry = None
+            if buffer[start] == 0x45 and end - start >= 28:
+                total, fragment, proto, key, udp, offset, flags = _IPV4(buffer, start)
+                if total == size and not fragment & 0x3FFF:
+                    if proto == _UDP:
+                        if udp == total - 20:
+                            entry = known.get((hook, indev, outdev, mark, proto, key))
+                            if entry is not None and entry.quic and buffer[start + 28] > 0xBF:
+                                entry = None  # a long header: it may begin another connection
+                    elif (
+                        proto == _TCP
+                        and not flags & _OPEN_OR_END
+                        and offset >= 0x50
+                        and 20 + (offset >> 4) * 4 <= end - start
+                    ):
+                        entry = known.get((hook, indev, outdev, mark, proto, key))
+            elif buffer[start] >> 4 == 6 and end - start >= 48:
+                total, proto, key, udp, offset, flags = _IPV6(buffer, start)
+                if total == size - 40:
+                    if proto == _UDP:
+                        if udp == total:
+                            entry = known.get((hook, indev, outdev, mark, proto, key))
+                            if entry is not None and entry.quic and buffer[start + 48] > 0xBF:
+                                entry = None
+                    elif (
+                        proto == _TCP
+                        and not flags & _OPEN_OR_END
+                        and offset >= 0x50
+                        and 40 + (offset >> 4) * 4 <= end - start
+                    ):
+                        entry = known.get((hook, indev, outdev, mark, proto, key))
+            octets += size
+            if entry is None:
+                self._inspect(message, now)
+                continue
+            verdict(ident, entry.code, entry.mark)
+            tally = entry.tally
+            tally.packets += 1
+            tally.octets += size
+            flow = entry.flow
+            if flow is not None:
+                flow.packets += 1
+                flow.octets += size
+                flow.last = now
+        queue.send()
+        self.seen += len(offsets)
+        self.octets += octets
+        if self._shown:
+            self._show()
+        return len(offsets)
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many packets were seen as there was a limit for."""
+        return bool(self.limit) and self.seen >= self.limit
+
+    def _show(self) -> None:
+        shown, self._shown = self._shown, []
+        if self.logged is not None:
+            for packet, verdict, _ in shown:
+                if verdict.log:
+                    self.logged(packet, verdict)
+        if self.show is not None:
+            left = len(shown)
+            if self.limit:
+                left = max(0, self.limit - (self.seen - len(shown)))
+            for packet, verdict, hello in shown[:left]:
+                self.show(packet, verdict, hello)
+
+    # --- the long way -------------------------------------------------------------------------
+
+    def _inspect(self, message: Message, now: float) -> None:
+        ident, hook, indev, outdev, mark, info, length, stamp, start, end = message
+        seconds = now
+        if stamp:
+            whole, micro = _STAMP.unpack(stamp)
+            seconds = whole + micro / 1e6
+        packet = Packet(
+            bytes(memoryview(self.queue.buffer)[start:end]),
+            _MARK.unpack(length)[0],
+            chain=CHAINS[hook] if hook < len(CHAINS) else str(hook),
+            indev=self._device(indev),
+            outdev=self._device(outdev),
+            fwmark=_MARK.unpack(mark)[0],
+            time=seconds,
+            checked=not (info[3] & _UNCHECKED),
+        )
+        if packet.headers.flags & _SYN:
+            # what was known is of the connection before; the same ports may serve again
+            self._known.pop(_key(message, packet), None)
+        flow = self.flows.see(packet) if self.flows is not None else None
+        verdict = self._decide(packet, now)
+        hello = False
+        if flow is not None:
+            flow.packets += 1
+            flow.octets += packet.length
+            if flow.hello is not None and not flow.reported:
+                flow.reported = hello = True
+                name = flow.hello.sni
+                if name in self.names or len(self.names) < _MOST_NAMES:
+                    self.names[name] += 1
+        offloading = self._offloads(packet, verdict, flow)
+        code, new_mark = self.code(verdict, packet.fwmark, offloading)
+        changed = packet.replacement
+        if verdict.rewrite is not None:
+            changed = self._rewritten(verdict.rewrite, packet)
+        if changed is not None and code != NF_DROP:
+            packet.replacement = changed
+            self.queue.replace(ident, code, new_mark, changed)
+        else:
+            self.queue.verdict(ident, code, new_mark)
+        tally = self._tally(verdict)
+        tally.packets += 1
+        tally.octets += packet.length
+        if offloading and flow is not None and flow.verdict is None:
+            flow.verdict = verdict
+            self.offloaded += 1
+        if self.show is not None or verdict.log:
+            self._shown.append((packet, verdict, hello))
+        elif self._quick and not packet.malformed:
+            self._remember(message, packet, Known(code, new_mark, tally, flow), verdict)
+
+    def _decide(self, packet: Packet, now: float) -> Verdict:
+        rules = self.rules
+        lasting = rules.remembered.changes
+        if self.deadline is not None:
+            try:
+                verdict = self.deadline.guard(rules.decide, packet, now)
+            except TooLate:
+                self._failed("a regular expression took too long")
+                verdict = rules.default
+        else:
+            verdict = rules.decide(packet, now)
+        if rules.remembered.changes != lasting:
+            self._known.clear()  # flows whose verdict was known may be among them
+        if self.handlers is not None and verdict is rules.default:
+            decided = self.handlers.decide(packet)
+            if decided is FAILED:
+                packet.undecided()
+            elif decided is not None:
+                return decided
+        return verdict
+
+    def _rewritten(self, rewrite: Rewrite, packet: Packet) -> bytes | None:
+        """Return a packet as a rule changes it; None where that is impossible, which is counted."""
+        try:
+            if self.deadline is not None:
+                return self.deadline.guard(rewrite.apply, packet)
+            return rewrite.apply(packet)
+        except CannotRewrite as error:
+            self._failed(f"cannot rewrite: {error}")
+        except TooLate:
+            self._failed("a regular expression took too long")
+        return None
+
+    def _offloads(self, packet: Packet, verdict: Verdict, flow: Flow | None) -> bool:
+        """Return whether the kernel is to decide the rest of this packet's flow."""
+        if flow is None or not flow.settled or verdict.action not in _OFFLOADED:
+            return False
+        if verdict.offload:
+            return True
+        return self.offload and self.handlers is None and self._fixed(packet) is verdict
+
+    def _fixed(self, packet: Packet) -> Verdict | None:
+        """Return the verdict of all packets of this one's flow, if it cannot change any more."""
+        if self.rules.remembered and self.rules.remembers(packet):
+            return None
+        flow = packet.flow
+        hello = flow.hello if flow is not None and flow.settled else UNKNOWN
+        return self.rules.plan(Facts.of(packet), hello).fixed
+
+    def _remember(self, message: Message, packet: Packet, entry: Known, verdict: Verdict) -> None:
+        head = packet.headers
+        if head.proto not in {_TCP, _UDP} or head.fragment or head.more or head.extensions:
+            return
+        if verdict.rewrite is not None or self._fixed(packet) is not verdict:
+            return
+        if entry.code == NF_REPEAT and verdict.action is not Action.REPEAT and entry.flow is None:
+            return
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[_key(message, packet)] = entry
+
+    def code(self, verdict: Verdict, fwmark: int, offloading: bool) -> tuple[int, bytes | None]:
+        """Return what the kernel is told for a verdict: its number, and the new mark if any."""
+        marks, mark = self.marks, fwmark
+        if verdict.mark is not None:
+            value, mask = verdict.mark
+            mark = mark & ~mask | value
+        action, code = verdict.action, NF_ACCEPT
+        if offloading:
+            code = NF_REPEAT
+            own = marks.accepted if action is Action.ACCEPT else marks.dropped
+        elif action is Action.DROP:
+            return NF_DROP, None
+        elif action is Action.REJECT:
+            own = marks.dropped  # a rule in filter rejects what has this mark
+        elif action is Action.REPEAT:
+            code, own = NF_REPEAT, marks.seen
+        else:
+            own = 0
+        mark = mark & ~marks.mask | own
+        return code, None if mark == fwmark else _MARK.pack(mark)
+
+    def _tally(self, verdict: Verdict) -> Tally:
+        key = (verdict.by, verdict.action)
+        tally = self.tallies.get(key)
+        if tally is None:
+            tally = self.tallies[key] = Tally()
+        return tally
+
+    def _failed(self, what: str) -> None:
+        self.errors[what] += 1
+        if self.errors[what] == 1:
+            self.report(what)
+
+    def _device(self, number: bytes) -> str:
+        """Return an interface's name; asked of the kernel anew every few seconds."""
+        if self.now > self._devices_until:
+            self._devices = {_NONE4: ""}
+            self._devices_until = self.now + 5.0
+        name = self._devices.get(number)
+        if name is None:
+            index = int(_MARK.unpack(number)[0])
+            try:
+                name = socket.if_indextoname(index)
+            except OSError:
+                name = f"if{index}"
+            self._devices[number] = name
+        return name
+
+    # --- figures ------------------------------------------------------------------------------
+
+    def busiest(self, most: int = 200) -> list[list[Any]]:
+        """Return the flows with the most bytes: see ``nfctl.cli.inspect_top``."""
+        if self.flows is None:
+            return []
+        flows = heapq.nlargest(most, self.flows.live(), key=lambda flow: flow.octets)
+        return [_row(flow) for flow in flows]
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was counted, as a document: see ``nfctl.inspect.report``."""
+        verdicts: Counter[str] = Counter()
+        rules: Counter[str] = Counter()
+        for (by, action), tally in self.tallies.items():
+            verdicts[str(action)] += tally.packets
+            rules[by] += tally.packets
+        return {
+            "packets": self.seen,
+            "octets": self.octets,
+            "verdicts": dict(verdicts),
+            "rules": dict(rules),
+            "errors": dict(self.errors),
+            "names": dict(self.names.most_common(50)),
+            "offloaded": self.offloaded,
+        }
+
+
+def _key(message: Message, packet: Packet) -> _Key:
+    _, hook, indev, outdev, mark, *_ = message
+    data, head = packet.data, packet.headers
+    flow = data[12:24] if head.version == 4 else data[8:44]
+    return hook, indev, outdev, mark, head.proto, flow
+
+
+def _row(flow: Flow) -> list[Any]:
+    proto, src, dst, sport, dport = flow.key
+    verdict = flow.verdict
+    return [
+        address(src), sport, address(dst), dport, PROTOCOLS.get(proto) or str(proto),
+        flow.packets, flow.octets, flow.hello.sni if flow.hello is not None else flow.http_host,
+        str(verdict.action) if isinstance(verdict, Verdict) else "", flow.last,
+    ]  # fmt: skip
+
+
+def address(packed: bytes) -> str:
+    """Return an address's text."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+_OFFLOADED: Final = frozenset({Action.ACCEPT, Action.DROP})

@@ -1,0 +1,1 @@
+"""What packets carry: each module reads one protocol from bytes, and never raises."""

@@ -1,0 +1,1 @@
+"""Readers of packets against bytes of any kind: ``python -m tests.fuzz.decode``."""
