@@ -11,14 +11,16 @@ set -euo pipefail
 # What nfctl needs while it runs. iptables brings libxtables, libip4tc and libip6tc, which
 # python-iptables loads, and kmod the modprobe that it calls.
 RUN_PACKAGES=(iptables ipset iproute2 kmod procps python3)
-# What pip needs: NetfilterQueue and python-iptables are C sources on PyPI.
+# What pip needs: python-iptables is a C source on PyPI.
+BUILD_PACKAGES=(gcc libc6-dev python3-dev python3-venv)
+# What only the tests need. NetfilterQueue, with which inspection is compared, is a C source:
 # libnetfilter-queue-dev brings the library itself and the headers of libnfnetlink.
-BUILD_PACKAGES=(gcc libc6-dev libnetfilter-queue-dev python3-dev python3-venv)
-# What only the tests need.
-TEST_PACKAGES=(conntrack nftables tmux)
+TEST_PACKAGES=(conntrack libnetfilter-queue-dev nftables openssl tmux)
+# And what they need on the host only: tshark reads the captures that nfctl writes.
+HOST_TEST_PACKAGES=(tshark)
 
 # The modules whose import proves that the C extensions were built and find their libraries.
-NEEDED_MODULES="iptc, netfilterqueue, nfctl, pyroute2, scapy, typer"
+NEEDED_MODULES="cryptography, iptc, nfctl, pyroute2, scapy, typer"
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PREFIX=/opt/nfctl
@@ -378,12 +380,14 @@ demo)
     "$LINK" demo
     ;;
 test)
-    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" \
+        "${TEST_PACKAGES[@]}" "${HOST_TEST_PACKAGES[@]}"
     install_nfctl dev
     run_tests
     ;;
 vminstall | vmtest)
-    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" \
+        "${TEST_PACKAGES[@]}" "${HOST_TEST_PACKAGES[@]}"
     install_nfctl test
     if [ "$1" = vmtest ]; then
         run_vm_tests "${@:2}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -233,7 +234,8 @@ def _event(json: bool) -> Any:
 
     def tell(text: str) -> None:
         if json:
-            write(dumps({"event": "note", "text": text}) + "\n")
+            record = {"event": "note", "time": round(time.time(), 6), "text": text}
+            write(dumps(record) + "\n")
         else:
             print(f"nfctl: {text}", file=sys.stderr, flush=True)
 
@@ -262,7 +264,7 @@ def _read(file: str, job: Job, files: Files | None, *, quiet: bool) -> None:
     if job.handlers:
         trusted = os.geteuid() == 0
         loaded = handlers.load(job.handlers, trusted=trusted, deadline=deadline, report=tell)
-    show = None if quiet else Show(job.show, colour=job.colour)
+    show = None if quiet else Show(job.show, colour=job.colour, waits=True)
     writer = Writer(files.open, files.limit) if files is not None else None
     result = replay.Replay(job.rules, loaded, deadline=deadline)
     try:

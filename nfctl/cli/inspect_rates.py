@@ -44,13 +44,18 @@ class Flow(NamedTuple):
     verdict: str
     last: float
 
+    @property
+    def ports(self) -> bool:
+        """Whether it has ports: ICMP's echo has its identifier there."""
+        return bool(self.sport or self.dport) and not self.protocol.startswith("icmp")
+
     def document(self) -> dict[str, Any]:
         """Return the flow as JSON; without ports, name or verdict if it has none."""
         found: dict[str, Any] = {"protocol": self.protocol, "source": self.source}
-        if self.sport or self.dport:
+        if self.ports:
             found["sport"] = self.sport
         found["destination"] = self.destination
-        if self.sport or self.dport:
+        if self.ports:
             found["dport"] = self.dport
         found |= {
             "packets": self.packets,

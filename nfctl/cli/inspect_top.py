@@ -360,7 +360,7 @@ def _end(text: str, width: int) -> str:
 
 def _ends(flow: Flow, width: int = _WIDEST) -> str:
     """Return ``source > destination`` in at most ``width`` columns; addresses lose their middle."""
-    ports = bool(flow.sport or flow.dport)
+    ports = flow.ports
     ends = [(safe(flow.source, 64), flow.sport), (safe(flow.destination, 64), flow.dport)]
     tails = [f":{port}" if ports else "" for _, port in ends]
     names = [f"[{name}]" if ports and ":" in name else name for name, _ in ends]

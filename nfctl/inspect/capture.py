@@ -40,6 +40,10 @@ _LARGEST: Final = 256 * 1024  # bytes of one packet; those of GSO are longer tha
 _LARGEST_BLOCK: Final = 16 * 1024 * 1024  # bytes; Wireshark reads none that is longer
 _MOST_INTERFACES: Final = 65_536
 _LONGEST_NAME: Final = 64  # characters of an interface's
+_PCAPNG: Final = b"\n\r\r\n"
+_PCAP: Final = frozenset({
+    b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x4d\x3c\xb2\xa1"
+})  # fmt: skip
 _LINK: Final = 0x3FFFFFF  # the bits above say how long an Ethernet frame's checksum is
 
 
@@ -362,13 +366,16 @@ def _open(file: str) -> _Stream:
 def _reader(stream: _Stream, file: str) -> Any:
     """Return scapy's reader for a file; its ``linktype`` is -1 where each packet has its own."""
     pcap, pcapng = _readers()
+    magic = b""
+    stream.fresh = True
     try:
         magic = stream.read(4)
-        kind = pcapng if magic == b"\n\r\r\n" else pcap
+        kind = pcapng if magic == _PCAPNG else pcap
         reader = kind.__new__(kind)  # making one opens a file
         reader.__init__(file, stream, magic)
     except Exception:  # noqa: BLE001 - Scapy_Exception, as a rule
-        raise _bad(file, "it is no pcap or pcapng file") from None
+        reason = stream.reason if not magic or magic in _PCAP or magic == _PCAPNG else ""
+        raise _bad(file, reason or "it is no pcap or pcapng file") from None
     return reader
 
 

@@ -30,10 +30,12 @@ Key = tuple[int, bytes, bytes, int, int]
 
 PIECES: Final = 1024  # TCP segments of one ClientHello that are looked at
 DATAGRAMS: Final = 64  # the same, of QUIC
+INITIAL: Final = 1200  # bytes, at least, of a datagram with a client's Initial
 ENDED: Final = 1024  # flows that have ended and are still found by their last packets
 ENDED_FOR: Final = 60.0  # seconds
 
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
+_LONG_HEADER = 0xC0
 _BOTH = 3  # FIN of the one direction is 1, of the other 2
 _ROUND = 1 << 32  # sequence numbers
 _RECORD = b"\x16\3"  # how a TLS stream begins
@@ -121,7 +123,11 @@ class Flows:
             flow = self._flows.get((proto, key[2], key[1], key[4], key[3]))
             forth = False
         if flow is not None:
-            if not (proto == TCP and head.flags & _SYN and self._anew(flow, head, forth)):
+            if proto == TCP:
+                anew = head.flags & _SYN and self._anew(flow, head, forth)
+            else:
+                anew = flow.settled and proto == UDP and self._initial(flow, packet, head)
+            if not anew:
                 self._flows.move_to_end(flow.key)
                 flow.last = packet.time
                 packet.flow = flow
@@ -144,6 +150,17 @@ class Flows:
         if head.flags & _ACK:
             return False
         return flow._spoken or flow._fins != 0 or not forth
+
+    def _initial(self, flow: Flow, packet: Packet, head: Headers) -> bool:
+        """Return whether a datagram opens another QUIC connection between the same ports.
+
+        Or the first, behind something else. A client's Initial fills 1,200 bytes (RFC 9000, 14.1).
+        """
+        if head.end - head.data < INITIAL or packet.data[head.data] < _LONG_HEADER:
+            return False
+        found = quic.read(packet.data[head.data : head.end])
+        packet._quic = found
+        return found is not None and bool(found.crypto) and found.original != flow._dcid
 
     def _begin(self, key: Key, packet: Packet, head: Headers) -> Flow:
         """Make a flow of its first packet; find one that has ended just now."""
@@ -248,7 +265,6 @@ class Flows:
 
     def _datagram(self, flow: Flow, packet: Packet, head: Headers, forth: bool) -> None:
         """Read the data of a UDP datagram: QUIC, or nothing that has a name."""
-        flow._spoken = True
         found = quic.read(packet.data[head.data : head.end], flow._dcid)
         packet._quic = found
         if found is None:

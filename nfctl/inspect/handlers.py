@@ -281,7 +281,8 @@ class Handlers:
             return
         handler.reported = handler.errors.copy()
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(news.items()))
-        text = f"{handler.by}: {news.total()} more packets got the default verdict ({counts})"
+        packets = "packet" if news.total() == 1 else "packets"
+        text = f"{handler.by}: {news.total()} more {packets} got the default verdict ({counts})"
         self.report(f"{text}; the last: {last}" if last else text)
 
     def _stubborn(self) -> None:

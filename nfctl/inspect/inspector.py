@@ -46,9 +46,12 @@ _STAMP = struct.Struct(">QQ")
 _NONE4 = bytes(4)
 _TCP, _UDP = 6, 17
 _OPEN_OR_END, _SYN = 0x07, 0x02  # FIN, SYN, RST
+_INITIAL = 1207  # UDP's length of a datagram that holds a client's QUIC Initial is more
 _UNCHECKED = 0x01  # NFQA_SKB_CSUMNOTREADY
 _MOST_KNOWN = 65536  # flows (a few hundred bytes each)
 _MOST_NAMES = 4096
+_MOST_REPEATED = 256
+_RECENT = 3.0  # seconds
 
 
 _Key = tuple[int, bytes, bytes, bytes, int, bytes]
@@ -82,14 +85,18 @@ class Tally:
 class Known:
     """The verdict of a flow, as the kernel is told it."""
 
-    __slots__ = ("code", "flow", "mark", "quic", "tally")
+    __slots__ = ("code", "flow", "mark", "tally")
 
     def __init__(self, code: int, mark: bytes | None, tally: Tally, flow: Flow | None) -> None:
         self.code = code
         self.mark = mark
         self.tally = tally
         self.flow = flow
-        self.quic = flow is not None and flow.hello is not None and flow.key[0] == _UDP
+
+    @property
+    def unless_quic(self) -> Known | None:
+        """This, for a datagram that may be QUIC's Initial: not if flows are looked at."""
+        return self if self.flow is None else None
 
 
 class Inspector:
@@ -100,7 +107,7 @@ class Inspector:
     ClientHello. ``logged(packet, verdict)`` is called for verdicts that say ``log``, and
     ``report(text)`` for errors. ``offload`` has the kernel decide the rest of
     each flow whose verdict cannot change any more. ``follow`` keeps flows even where no rule
-    asks for their names.
+    asks for their names. ``rejects`` is whether rules in filter reject; else it is a drop.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class Inspector:
         deadline: Deadline | None = None,
         follow: bool = False,
         limit: int = 0,
+        rejects: bool = True,
     ) -> None:
         self.queue = queue
         self.rules = rules
@@ -128,6 +136,7 @@ class Inspector:
         self.marks = marks or Marks.of(0x3000)
         self.deadline = deadline if rules.regexes else None
         self.limit = limit
+        self.rejects = rejects
         tracked = follow or offload or rules.offloads or rules.wants_names or show is not None
         self.flows: Flows | None = Flows() if tracked or handlers else None
         self._shown: list[tuple[Packet, Verdict, bool]] = []
@@ -140,6 +149,8 @@ class Inspector:
         self.errors: Counter[str] = Counter()
         self.names: Counter[str] = Counter()
         self.offloaded = 0
+        self._left: set[Any] = set()
+        self._repeated: dict[int, None] = {}
         self.now = 0.0
         self._devices: dict[bytes, str] = {_NONE4: ""}
         self._devices_until = 0.0
@@ -168,8 +179,8 @@ class Inspector:
                     if proto == _UDP:
                         if udp == total - 20:
                             entry = known.get((hook, indev, outdev, mark, proto, key))
-                            if entry is not None and entry.quic and buffer[start + 28] > 0xBF:
-                                entry = None  # a long header: it may begin another connection
+                            if udp > _INITIAL and buffer[start + 28] > 0xBF and entry is not None:
+                                entry = entry.unless_quic  # it may begin a connection
                     elif (
                         proto == _TCP
                         and not flags & _OPEN_OR_END
@@ -183,8 +194,8 @@ class Inspector:
                     if proto == _UDP:
                         if udp == total:
                             entry = known.get((hook, indev, outdev, mark, proto, key))
-                            if entry is not None and entry.quic and buffer[start + 48] > 0xBF:
-                                entry = None
+                            if udp > _INITIAL and buffer[start + 48] > 0xBF and entry is not None:
+                                entry = entry.unless_quic
                     elif (
                         proto == _TCP
                         and not flags & _OPEN_OR_END
@@ -262,7 +273,7 @@ class Inspector:
                 name = flow.hello.sni
                 if name in self.names or len(self.names) < _MOST_NAMES:
                     self.names[name] += 1
-        offloading = self._offloads(packet, verdict, flow)
+        offloading = self._offloads(packet, verdict, flow) and not self._came_back(packet)
         code, new_mark = self.code(verdict, packet.fwmark, offloading)
         changed = packet.replacement
         if verdict.rewrite is not None:
@@ -275,12 +286,16 @@ class Inspector:
         tally = self._tally(verdict)
         tally.packets += 1
         tally.octets += packet.length
-        if offloading and flow is not None and flow.verdict is None:
+        if flow is not None:
             flow.verdict = verdict
-            self.offloaded += 1
+            if offloading and flow.key not in self._left:
+                if len(self._left) >= _MOST_KNOWN:
+                    self._left.clear()
+                self._left.add(flow.key)
+                self.offloaded += 1
         if self.show is not None or verdict.log:
             self._shown.append((packet, verdict, hello))
-        elif self._quick and not packet.malformed:
+        elif self._quick and code != NF_REPEAT and not (flow is not None and not flow.settled):
             self._remember(message, packet, Known(code, new_mark, tally, flow), verdict)
 
     def _decide(self, packet: Packet, now: float) -> Verdict:
@@ -324,6 +339,20 @@ class Inspector:
             return True
         return self.offload and self.handlers is None and self._fixed(packet) is verdict
 
+    def _came_back(self, packet: Packet) -> bool:
+        """Return whether a packet that was sent through mangle again lost its mark there.
+
+        A rule that sets the whole mark would have it queued again without end.
+        """
+        ours = hash(packet.data)
+        if ours in self._repeated:
+            self._failed("a packet came twice: does a rule of mangle overwrite our mark?")
+            return True
+        if len(self._repeated) >= _MOST_REPEATED:
+            self._repeated.pop(next(iter(self._repeated)))
+        self._repeated[ours] = None
+        return False
+
     def _fixed(self, packet: Packet) -> Verdict | None:
         """Return the verdict of all packets of this one's flow, if it cannot change any more."""
         if self.rules.remembered and self.rules.remembers(packet):
@@ -336,9 +365,7 @@ class Inspector:
         head = packet.headers
         if head.proto not in {_TCP, _UDP} or head.fragment or head.more or head.extensions:
             return
-        if verdict.rewrite is not None or self._fixed(packet) is not verdict:
-            return
-        if entry.code == NF_REPEAT and verdict.action is not Action.REPEAT and entry.flow is None:
+        if packet.malformed or verdict.rewrite is not None or self._fixed(packet) is not verdict:
             return
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
@@ -357,6 +384,8 @@ class Inspector:
         elif action is Action.DROP:
             return NF_DROP, None
         elif action is Action.REJECT:
+            if not self.rejects:
+                return NF_DROP, None
             own = marks.dropped  # a rule in filter rejects what has this mark
         elif action is Action.REPEAT:
             code, own = NF_REPEAT, marks.seen
@@ -398,8 +427,14 @@ class Inspector:
         """Return the flows with the most bytes: see ``nfctl.cli.inspect_top``."""
         if self.flows is None:
             return []
-        flows = heapq.nlargest(most, self.flows.live(), key=lambda flow: flow.octets)
-        return [_row(flow) for flow in flows]
+        # half of them are the largest of those seen just now, so that a new one gets in
+        flows = list(self.flows.live())
+        recent = self.now - _RECENT
+        found = heapq.nlargest(
+            most // 2, (flow for flow in flows if flow.last >= recent), key=_octets
+        )
+        found += heapq.nlargest(most - len(found), flows, key=_octets)
+        return [_row(flow) for flow in dict.fromkeys(found)]
 
     def figures(self) -> dict[str, Any]:
         """Return what was counted, as a document: see ``nfctl.inspect.report``."""
@@ -417,6 +452,10 @@ class Inspector:
             "names": dict(self.names.most_common(50)),
             "offloaded": self.offloaded,
         }
+
+
+def _octets(flow: Flow) -> int:
+    return flow.octets
 
 
 def _key(message: Message, packet: Packet) -> _Key:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+#: The longest replacement, in bytes: what a netlink attribute holds.
+MOST_REPLACED: Final = 65531
+
 _UNREAD: Final = object()
 _DNS_PORTS: Final = frozenset({53, 5353, 5355})
 PROTOCOLS: Final = {
@@ -222,10 +225,13 @@ class Packet:
         """Send ``data`` on instead of this packet: a whole IP packet, its checksums included.
 
         Accepts it, if nothing was decided. ValueError where this packet's copy was cut, and
-        where ``data`` is no packet of the same IP version.
+        where ``data`` is no packet of the same IP version, or longer than a verdict can carry.
         """
         if self.truncated:
             msg = f"only {len(self.data)} of {self.length} bytes are known: it cannot be replaced"
+            raise ValueError(msg)
+        if len(data) > MOST_REPLACED:
+            msg = f"{len(data)} bytes are too many: a verdict carries {MOST_REPLACED}"
             raise ValueError(msg)
         new = decode(data, len(data))
         if new.version != self.headers.version or new.malformed:

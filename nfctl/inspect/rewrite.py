@@ -19,8 +19,9 @@ What TCP or UDP carries can also be changed in part:
         pad: " "                          # fills up what got shorter
 
 ``text`` is sent as UTF-8. In ``replace``, ``with`` and ``pad`` a character stands for the byte of
-its number (latin-1), and so does that number in three octal digits: \000 to \377. With ``pad`` nothing changes its length: whatever is put in is filled up to
-the length of what was there. TCP needs that, or text of the same length: its peers count bytes.
+its number (latin-1), and so does that number in three octal digits: \000 to \377. With ``pad``
+nothing changes its length: whatever is put in is filled up to the length of what was there. TCP
+needs that, or text of the same length: its peers count bytes.
 
 Some packets cannot be changed so (:class:`CannotRewrite`), and go on as they are: those of which
 the queue's copy is cut or that are malformed, whose checksum is wrong, that are too long for the

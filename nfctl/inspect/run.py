@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nfctl import errors
-from nfctl.errors import NfctlError, Where
+from nfctl.errors import BadInput, NfctlError, Where
 from nfctl.inspect import placement
 from nfctl.inspect.worker import Job, receive, send, serve
 from nfctl.kernel.lock import DEFAULT_WAIT
@@ -135,7 +135,6 @@ class Run:
     def run(self) -> Report:
         """Inspect until the end; return what was seen. Raises what starting can raise."""
         plan = self._plan()
-        placement.check(plan)
         wake, waker = socket.socketpair()
         wake.setblocking(False)
         waker.setblocking(False)
@@ -144,7 +143,7 @@ class Run:
         started = time.monotonic()
         try:
             placement.check_free(plan, network=self.options.job.network)
-            self._start()
+            self._start(plan.rejects)
             self._await(wake, lambda child: child.ready, _PATIENCE, "did not start")
             if not self._ended_by:
                 self._placed = placement.place(
@@ -172,29 +171,39 @@ class Run:
         return self.report
 
     def _plan(self) -> placement.Plan:
+        """Return what is to be placed, checked."""
         options, job = self.options, self.options.job
-        return placement.Plan(
+        plan = placement.Plan(
             queue=job.queue,
             workers=options.workers,
             chains=options.chains,
             match=options.match,
             offload=job.offload or job.rules.offloads,
-            rejects=job.rules.rejects or bool(job.handlers),
+            rejects=job.rules.rejects,
             fanout=options.fanout,
             mask=job.mask,
         )
+        placement.check(plan)
+        if job.handlers and not plan.rejects:
+            # A handler may reject, too. Where that is impossible it drops.
+            with contextlib.suppress(BadInput):
+                rejecting = replace(plan, rejects=True)
+                placement.check(rejecting)
+                return rejecting
+        return plan
 
     def _signal(self, number: int, _frame: FrameType | None) -> None:
         self._ended_by = signal.Signals(number).name
 
     # --- workers ------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, rejects: bool) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         for number in range(self.options.workers):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            job = replace(self.options.job, queue=self.options.job.queue + number, number=number)
+            first = self.options.job
+            job = replace(first, queue=first.queue + number, number=number, rejects=rejects)
             pid = os.fork()
             if not pid:
                 code = 1

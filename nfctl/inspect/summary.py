@@ -1,8 +1,8 @@
-"""A packet and its verdict in one line, for people, and in one record, for programs.
+"""A packet and its verdict in one line, for people; ``record`` has them for programs.
 
-What a packet says is shown and never believed: :func:`safe` leaves nothing in it that a terminal
-would obey or draw in another place, and bounds its length; addresses are never looked up.
-Neither function raises, whatever the packet.
+What a packet says is shown and never believed: :func:`nfctl.inspect.text.safe` leaves nothing in
+it that a terminal would obey or draw in another place, and bounds its length; addresses are never
+looked up. Nothing here raises, whatever the packet.
 """
 
 from __future__ import annotations
@@ -38,19 +38,7 @@ _DATA_FLAGS: Final = frozenset({0x10, 0x18})
 #: ICMP's types of echo, by IP version.
 _ECHOES: Final = {4: frozenset({0, 8}), 6: frozenset({128, 129})}
 
-__all__ = [
-    "LONGEST",
-    "NAME",
-    "Parts",
-    "fit",
-    "flow",
-    "join",
-    "line",
-    "parts",
-    "record",
-    "safe",
-    "sums",
-]
+__all__ = ["LONGEST", "Parts", "fit", "flow", "join", "line", "parts", "record", "safe"]
 
 
 class Parts(NamedTuple):

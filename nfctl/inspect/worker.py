@@ -32,6 +32,8 @@ from nfctl.inspect.queue import MOST_COPIED, Queue
 from nfctl.kernel import netns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nfctl.cli.inspect_show import Show
     from nfctl.inspect.capture import Writer
     from nfctl.inspect.handlers import Handlers
@@ -69,6 +71,7 @@ class Job:
     rotate: int = 0
     follow: bool = False
     limit: int = 0
+    rejects: bool = True
     interval: float = _INTERVAL
 
     @property
@@ -87,7 +90,10 @@ class Job:
 
 def serve(job: Job, control: socket.socket) -> None:
     """Work until ``run`` says it is enough; to be called in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for run, which tells us
+    # What is typed is for run, which tells us: a worker that Ctrl-Z stops would stop traffic.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     worker = None
@@ -99,7 +105,10 @@ def serve(job: Job, control: socket.socket) -> None:
             "kind": type(error).__name__, "message": error.message, "hint": error.hint,
             "where": list(error.where) if error.where else None,
         }})  # fmt: skip
-    except BrokenPipeError:
+    except OSError as error:
+        # nobody reads any more, or a full disk behind standard output
+        if not isinstance(error, BrokenPipeError):
+            send(control, {"event": f"packets are no longer shown: {error.strerror or error}"})
         send(control, {"enough": {"pipe": True}})
         if worker is not None:
             worker.finish_quietly()
@@ -156,6 +165,7 @@ class Worker:
             deadline=deadline,
             follow=job.follow,
             limit=job.limit,
+            rejects=job.rejects,
         )
 
     # --- the loop -----------------------------------------------------------------------------
@@ -185,7 +195,10 @@ class Worker:
                     self._listen(0)
                 continue
             self._flush()
-            for fd, _ in poll.poll(max(0.0, tick - now) * 1000):
+            idle = max(0.0, tick - now)
+            if self._show is not None and self._show.waiting:
+                idle = min(idle, _FLUSH)
+            for fd, _ in poll.poll(idle * 1000):
                 if fd == self.control.fileno():
                     self._listen(0)
         self._finish()
@@ -207,7 +220,7 @@ class Worker:
         if self._show is not None:
             self._show.close()
         if self._writer is not None:
-            self._writer.close()
+            self._capture(self._writer.close)
         send(self.control, {"done": document})
 
     def finish_quietly(self) -> None:
@@ -241,14 +254,19 @@ class Worker:
     # --- telling ------------------------------------------------------------------------------
 
     def _see(self, packet: Packet, verdict: Verdict, hello: bool) -> None:
-        if self._writer is not None:
-            try:
-                self._writer.write(packet, verdict)
-            except (OSError, NfctlError) as error:
-                self._writer = None
-                self.event(f"the capture ends here: {error}")
+        writer = self._writer
+        if writer is not None:
+            self._capture(lambda: writer.write(packet, verdict))
         if self._show is not None:
             self._show.packet(packet, verdict, hello=hello)
+
+    def _capture(self, action: Callable[[], None]) -> None:
+        """Write to the capture; a full disk ends it, and nothing else."""
+        try:
+            action()
+        except (OSError, NfctlError) as error:
+            self._writer = None
+            self.event(f"the capture ends here: {error}")
 
     def _log(self, packet: Packet, verdict: Verdict) -> None:
         """Report a packet whose rule says ``log``, where packets are not shown."""
@@ -266,7 +284,7 @@ class Worker:
         if self._show is not None:
             self._show.flush()
         if self._writer is not None:
-            self._writer.flush()
+            self._capture(self._writer.flush)
 
     def _tell(self, now: float) -> None:
         self._flush()

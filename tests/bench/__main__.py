@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import measures, report
+from tests.bench import inspection, measures, report
 from tests.bench.room import Wrong
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", action="append", choices=measures.NAMES, help="one measurement (repeatable)"
+    )
+    parser.add_argument(
+        "--packets",
+        type=_positive,
+        default=inspection.STRANGERS,
+        metavar="N",
+        help="packets of inspect-memory (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -84,7 +91,7 @@ def _end(signum: int, _frame: object) -> None:
 def _run(options: argparse.Namespace) -> tuple[report.Machine, list[Result]]:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nfctl-bench-")))
-        bench = measures.Bench(scratch, stack, options.rounds, options.nfctl)
+        bench = measures.Bench(scratch, stack, options.rounds, options.nfctl, options.packets)
         room = bench.room(measures.LEGACY)
         # Loads the filter table, and so tells at once a kernel that has none.
         room.run(["iptables-legacy", "-S"])
@@ -107,7 +114,7 @@ def _version(bench: measures.Bench) -> str:
 def _progress(result: Result) -> None:
     at = f" at {result.rules:,}" if result.rules else ""
     sides = (
-        f"{name} {'refused' if side.refused else f'{side.wall():.3f} s'}"
+        f"{name} {f'refused: {side.refused}' if side.refused else f'{side.wall():.3f} s'}"
         for name, side in result.sides.items()
     )
     _say(f"{result.name}{at}: {', '.join(sides)}")

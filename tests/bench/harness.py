@@ -22,30 +22,57 @@ def _nothing(_round: int = 0) -> None:
     """Stand in for a step that a side has no need of."""
 
 
+def _no_command(_round: int) -> Argv:
+    """Stand in for the command of a side that measures by itself."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """One way to do the thing: what is run in round n, and how its result is proved.
 
     ``prepare`` and ``prove`` run before the timing, ``after`` behind every run and outside
     its measured time, ``still`` at the end: each raises :class:`Wrong` to refuse the side.
+    Where a part of a process is what matters, ``measure`` takes the place of ``argv``.
     """
 
     name: str
     room: Room
-    argv: Callable[[int], Argv]
+    argv: Callable[[int], Argv] = _no_command
     prepare: Callable[[], None] = _nothing
     prove: Callable[[], None] = _nothing
     after: Callable[[int], None] = _nothing
     still: Callable[[], None] = _nothing
+    measure: Callable[[int], Run] | None = None
+
+    def run(self, turn: int) -> Run:
+        """Do it once."""
+        return self.measure(turn) if self.measure else self.room.run(self.argv(turn))
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a measurement is held to: a ratio to another side, or megabytes when it is None."""
+    """What a measurement is held to: a ratio to another side, or megabytes when it is None.
+
+    The ratio is of times, or with ``of_memory`` of peak memory.
+    """
 
     against: str | None
     floor: float | None = None
     aim: float | None = None
+    of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done in the measured time, so that a time can be told as a rate: 5 packets/s."""
+
+    amount: float
+    unit: str
+    digits: int = 0  # behind the point
+
+    def rate(self, wall: float) -> float:
+        return self.amount / wall
 
 
 @dataclass(slots=True)
@@ -72,8 +99,8 @@ class Samples:
 class Verdict:
     """A bound, and what was measured for it; ``value`` is None when a side was refused.
 
-    ``value`` is the ratio of the median wall times, or megabytes. The ratios of the minima and
-    of the median CPU times show beside it whether a busy machine had a part in that.
+    ``value`` is the ratio of the median wall times, or of memory, or megabytes. The ratios of the
+    minima and of the median CPU times show beside it whether a busy machine had a part in that.
     """
 
     bound: Bound
@@ -102,16 +129,25 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One measurement at one size: ``rules`` is 0 where the size does not matter."""
+    """One measurement at one size: ``rules`` is 0 where the size does not matter.
+
+    ``work`` is there where a rate says more than a time.
+    """
 
     name: str
     rules: int
     sides: dict[str, Samples]
     verdicts: list[Verdict]
+    work: Work | None = None
 
 
 def race(
-    name: str, rules: int, sides: Sequence[Side], bounds: Sequence[Bound], rounds: int
+    name: str,
+    rules: int,
+    sides: Sequence[Side],
+    bounds: Sequence[Bound],
+    rounds: int,
+    work: Work | None = None,
 ) -> Result:
     """Measure the sides against each other; the first of them is the one that is judged."""
     samples = {side.name: Samples() for side in sides}
@@ -126,7 +162,7 @@ def race(
             if mine.refused:
                 continue
             try:
-                run = side.room.run(side.argv(turn))
+                run = side.run(turn)
                 side.after(turn)
             except Wrong as wrong:
                 mine.refused = str(wrong)
@@ -136,7 +172,8 @@ def race(
     for side in sides:
         _guard(samples[side.name], side.still)
     judged = samples[sides[0].name]
-    return Result(name, rules, samples, [_judge(bound, judged, samples) for bound in bounds])
+    verdicts = [judge(bound, judged, samples) for bound in bounds]
+    return Result(name, rules, samples, verdicts, work)
 
 
 def _guard(samples: Samples, *steps: Callable[[], None]) -> None:
@@ -149,7 +186,8 @@ def _guard(samples: Samples, *steps: Callable[[], None]) -> None:
             samples.refused = str(wrong)
 
 
-def _judge(bound: Bound, judged: Samples, samples: dict[str, Samples]) -> Verdict:
+def judge(bound: Bound, judged: Samples, samples: dict[str, Samples]) -> Verdict:
+    """Hold what was measured against a bound."""
     if judged.refused:
         return Verdict(bound)
     if bound.against is None:
@@ -157,6 +195,8 @@ def _judge(bound: Bound, judged: Samples, samples: dict[str, Samples]) -> Verdic
     other = samples.get(bound.against)
     if other is None or other.refused:
         return Verdict(bound)
+    if bound.of_memory:
+        return Verdict(bound, judged.rss_mb() / other.rss_mb())
     return Verdict(
         bound,
         judged.wall() / other.wall(),

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench import generate, labs
+from tests.bench import generate, inspection, labs
 from tests.bench.harness import Bound, Result, Side, race
 from tests.bench.room import Room, Wrong
 
@@ -98,6 +98,7 @@ class Bench:
     stack: ExitStack
     rounds: int
     nfctl: str
+    packets: int = inspection.STRANGERS
     _rooms: dict[str, Room] = field(default_factory=dict)
 
     def room(self, name: str) -> Room:
@@ -373,6 +374,10 @@ ALONE: dict[str, Callable[[Bench], Result]] = {
     "list-empty": list_empty,
     "lab": labs.lab,
     "labs": labs.lab_python,
+    "inspect": inspection.inspect,
+    "inspect-offload": inspection.offload,
+    "inspect-workers": inspection.workers,
+    "inspect-memory": inspection.memory,
 }
 NAMES = (*BY_SIZE, "memory", *ALONE)
 

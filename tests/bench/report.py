@@ -64,7 +64,7 @@ def _cells(result: Result, verdict: Verdict) -> list[str]:
     bound = verdict.bound
     mine = result.sides[NFCTL]
     # Memory is judged by itself, and the runs for it are too few for a time.
-    timed = bound.against is not None
+    timed = bound.against is not None and not bound.of_memory
     other_name = bound.against or next(name for name in result.sides if name != NFCTL)
     other = result.sides.get(other_name, Samples(refused="not installed"))
     return [
@@ -73,7 +73,7 @@ def _cells(result: Result, verdict: Verdict) -> list[str]:
         other_name,
         _number(mine, "wall") if timed else "-",
         _number(other, "wall") if timed else "-",
-        _ratio(verdict.value) if timed else "-",
+        _ratio(verdict.value if bound.against else None),
         _ratio(verdict.of_minima),
         _ratio(verdict.of_cpu),
         _bound(bound, bound.floor),
@@ -107,13 +107,18 @@ def _number(samples: Samples, what: str) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value > 0.2 else f"{value:.3f}"
 
 
 def _bound(bound: Bound, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if bound.against else f"{value:.0f} MB"
+    if not bound.against:
+        return f"{value:.0f} MB"
+    text = f"{value:.3f}".rstrip("0")
+    return text + "0" if text.endswith(".") else text
 
 
 def lines(results: Sequence[Result]) -> Iterator[str]:
@@ -126,7 +131,20 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
+    yield from rates(results)
     yield from refusals(results)
+
+
+def rates(results: Sequence[Result]) -> Iterator[str]:
+    """One line for each measurement that has rates: packets or bits a second."""
+    for result in results:
+        if result.work:
+            sides = (
+                f"{name} {result.work.rate(samples.wall()):,.{result.work.digits}f}"
+                for name, samples in result.sides.items()
+                if not samples.refused
+            )
+            yield f"{result.name}: {result.work.unit}: {', '.join(sides)}"
 
 
 def refusals(results: Sequence[Result]) -> Iterator[str]:
@@ -162,6 +180,9 @@ def markdown(machine: Machine, rounds: int, results: Sequence[Result]) -> Iterat
                 f"{rss}{'' if rss == '-' else ' MB'}",
             ]
             yield f"| {' | '.join(cells)} |"
+    for text in rates(results):
+        yield ""
+        yield text
     yield ""
     yield f"Medians of {rounds} alternating rounds, whole processes: {machine.line()}."
 
@@ -185,6 +206,7 @@ def document(machine: Machine, rounds: int, results: Sequence[Result]) -> str:
                     "name": result.name,
                     "rules": result.rules,
                     "sides": {name: _side(side) for name, side in result.sides.items()},
+                    "rates": _rates(result),
                     "verdicts": [_verdict(verdict) for verdict in result.verdicts],
                 }
                 for result in results
@@ -192,6 +214,17 @@ def document(machine: Machine, rounds: int, results: Sequence[Result]) -> str:
         },
         indent=2,
     )
+
+
+def _rates(result: Result) -> dict[str, object] | None:
+    work = result.work
+    if work is None:
+        return None
+    sides = result.sides.items()
+    return {
+        "unit": work.unit,
+        "sides": {name: work.rate(one.wall()) for name, one in sides if not one.refused},
+    }
 
 
 def _side(samples: Samples) -> dict[str, object]:
@@ -208,7 +241,7 @@ def _side(samples: Samples) -> dict[str, object]:
 
 def _verdict(verdict: Verdict) -> dict[str, object]:
     return {
-        "measure": "wall_ratio" if verdict.bound.against else "rss_mb",
+        "measure": _measure(verdict.bound),
         "against": verdict.bound.against,
         "value": verdict.value,
         "of_minima": verdict.of_minima,
@@ -218,3 +251,9 @@ def _verdict(verdict: Verdict) -> dict[str, object]:
         "floor_holds": verdict.holds,
         "aim_met": verdict.meets_aim,
     }
+
+
+def _measure(bound: Bound) -> str:
+    if bound.against is None:
+        return "rss_mb"
+    return "rss_ratio" if bound.of_memory else "wall_ratio"

@@ -352,6 +352,22 @@ def test_a_function_that_takes_the_signal_keeps_it_for_one_packet() -> None:
                 deadline.run(loop, None)
 
 
+def test_what_an_inner_one_stopped_runs_again_for_the_outer() -> None:
+    """The timer that a function under an inner deadline stops is set again for the outer one."""
+
+    def stopping(_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sum(range(500_000))
+
+    def outer(deadline: Deadline) -> None:
+        with pytest.raises(TooLate):
+            deadline.run(stopping, None)
+        loop(None)
+
+    with Deadline(0.2) as long, Deadline(0.001) as short, pytest.raises(TooLate):
+        long.run(outer, short)
+
+
 def test_a_child_process_has_its_own_timer() -> None:
     """A worker that was forked while the timer ran ends what is late (fork(2))."""
     with Deadline(1.0) as deadline:

@@ -195,7 +195,7 @@ def test_the_longest_name() -> None:
         question(b"x")[:-1],
         question(b"x", of_class=77),
         question(b"x", tail=b"\xc0\x0c"),  # points at itself
-        question(b"x", tail=b"\xc0\x20"),  # forwards
+        question(tail=b"\xc0\x12") + b"\x01x\0",  # forwards, to a name
         question(b"x", tail=b"\xc0\x00"),  # at the header
         question(b"x", tail=b"\x40\0"),
         question(b"x", tail=b"\x80\0"),

@@ -378,15 +378,15 @@ class TestQuic:
 
     hello = real(NAME, "h3")[5:]
 
-    def test_whole(self) -> None:
+    def test_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An Initial with all of it settles the flow, and is decrypted once for all."""
         flows = Flows()
         each = udp(initial(crypto(0, self.hello)))
         flow = seen(flows, each)
         assert flow.settled
         assert name(flow) == NAME
+        monkeypatch.delattr(quic, "read")
         assert each.quic is not None
-        assert each.quic is each._quic
         assert each.quic.hello == flow.hello
 
     @settings(deadline=None)
@@ -409,15 +409,36 @@ class TestQuic:
         assert flow.settled
         assert not flows._waiting
 
+    def test_behind_something_else(self) -> None:
+        """A datagram before a client's Initial, or another connection before it, hides no name."""
+        flows = Flows()
+        assert seen(flows, udp(b"something else")).settled
+        first = initial(crypto(0, self.hello) + bytes(1200))
+        flow = seen(flows, udp(first))
+        assert name(flow) == NAME
+        assert seen(flows, udp(first)) is flow
+        other = initial(crypto(0, real("other.example")[5:]) + bytes(1200), dcid=SERVER)
+        assert name(seen(flows, udp(other))) == "other.example"
+        assert len(flows) == 1
+
     def test_retry(self) -> None:
         """After a Retry the keys stem from the server's ID, and the client begins again."""
         flows = Flows()
         flow = seen(flows, udp(initial(crypto(0, self.hello[:90]))))
         seen(flows, udp(bytes.fromhex(RETRY[quic.V1]), reply=True))
-        again = initial(crypto(0, self.hello), dcid=SERVER, token=b"token", number=1)
+        other = real("other.example")[5:]
+        again = initial(crypto(0, other), dcid=SERVER, token=b"token", number=1)
         assert not flow.settled
         seen(flows, udp(again))
-        assert name(flow) == NAME
+        assert name(flow) == "other.example"
+
+    def test_another_connection(self) -> None:
+        """Frames of another connection between the same ports are not mixed with the first's."""
+        flows = Flows()
+        flow = seen(flows, udp(initial(crypto(0, self.hello[:90]))))
+        other = real("other.example")[5:]
+        seen(flows, udp(initial(crypto(0, other), dcid=b"9 letters")))
+        assert name(flow) == "other.example"
 
     def test_negotiation(self) -> None:
         """After a version negotiation the client begins again, in another version."""

@@ -307,6 +307,14 @@ class TestDatagrams:
         result = found(initial(plain + bytes(4)))
         assert sum(len(data) for _, data in result.crypto) <= len(plain) + 4
 
+    def test_endless_ack(self) -> None:
+        """An ACK that says it has 2^60 ranges is not believed; one of 300 is."""
+        ack = b"\2" + varint(3) + varint(9)
+        endless = found(initial(ack + varint(1 << 60) + bytes(50) + crypto(0, self.hello)))
+        assert endless.crypto == ()
+        long = found(initial(ack + varint(300) + bytes(601) + crypto(0, self.hello)))
+        assert long.hello is not None
+
     def test_hostile_hello(self) -> None:
         """A name that a terminal would obey is as harmless as in TLS over TCP."""
         message = made(server_name(b"\x1b[2Jevil"), bare=True)

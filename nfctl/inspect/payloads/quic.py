@@ -29,7 +29,6 @@ _PACKETS = 16  # of one datagram that are looked at
 _SAMPLE, _TAG = 16, 16
 _EMPTY = re.compile(rb"[\0\1]*").match  # PADDING and PING: frames of one byte
 _ACK, _ACK_ECN, _CRYPTO = 2, 3, 6
-_LARGEST_ACKS = 64  # ranges of one ACK
 
 _INITIAL, _RETRY = "Initial", "Retry"
 _NEGOTIATION = "Version negotiation"
@@ -277,7 +276,7 @@ def _behind_ack(plain: bytes, at: int, kind: int) -> int:
     _, at = _varint(plain, at)
     _, at = _varint(plain, at)
     ranges, at = _varint(plain, at)
-    if not 0 <= ranges <= _LARGEST_ACKS:
+    if not 0 <= ranges <= len(plain):
         return 0
     value = 0
     for _ in range(1 + 2 * ranges + (3 if kind == _ACK_ECN else 0)):

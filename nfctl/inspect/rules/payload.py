@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Final
 
 from nfctl.document import Kind, shown
@@ -78,8 +79,11 @@ def _needle(node: Node) -> bytes:
 def _compile(node: Node) -> re.Pattern[bytes]:
     hint = 'a regular expression, {hex: "de ad"} or {bytes: "..."}'
     text = node.text("", "pattern", hint)
+    pattern = _latin(node, text)
     try:
-        return re.compile(_latin(node, text), re.DOTALL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what may mean another thing some day
+            return re.compile(pattern, re.DOTALL)
     except re.error as error:
         where = node.inner(error.lineno or 1, error.colno or 1)
         msg = f"this is no regular expression: {error.msg}"
