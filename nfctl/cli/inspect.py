@@ -365,4 +365,3 @@ def _mask(text: str) -> int:
 
 def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-

@@ -17,11 +17,12 @@ import socket
 import struct
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.inspect.deadline import Deadline, TooLate
 from nfctl.inspect.flows import Flows
 from nfctl.inspect.handlers import FAILED
+from nfctl.inspect.marks import DEFAULT_MASK, Marks
 from nfctl.inspect.packet import PROTOCOLS, Packet
 from nfctl.inspect.queue import CHAINS, NF_ACCEPT, NF_DROP, NF_REPEAT
 from nfctl.inspect.rewrite import CannotRewrite
@@ -55,21 +56,6 @@ _RECENT = 3.0  # seconds
 
 
 _Key = tuple[int, bytes, bytes, bytes, int, bytes]
-
-
-class Marks(NamedTuple):
-    """The bits of the packet's and the connection's mark that are ours, and their values."""
-
-    mask: int
-    accepted: int
-    dropped: int
-    seen: int
-
-    @classmethod
-    def of(cls, mask: int) -> Marks:
-        """Return the values within a mask of two adjacent bits."""
-        low = mask & -mask
-        return cls(mask, low, 2 * low, 3 * low)
 
 
 class Tally:
@@ -133,7 +119,7 @@ class Inspector:
         self.logged = logged
         self.report = report or (lambda _text: None)
         self.offload = offload
-        self.marks = marks or Marks.of(0x3000)
+        self.marks = marks or Marks.of(DEFAULT_MASK)
         self.deadline = deadline if rules.regexes else None
         self.limit = limit
         self.rejects = rejects

@@ -79,7 +79,7 @@ def _walk(path: str, full: str, owner: int) -> Fault | None:
         try:
             info = os.lstat(there)
         except FileNotFoundError:
-            return None if not os.path.lexists(full) else Fault(path, "it changes", "")
+            return _elsewhere(path) if os.path.lexists(full) else None
         if stat.S_ISLNK(info.st_mode):  # trusted as the directory is that it stands in
             links += 1
             if links > _MOST_LINKS:
@@ -98,8 +98,12 @@ def _walk(path: str, full: str, owner: int) -> Fault | None:
         found = os.stat(full)  # noqa: PTH116
         end = os.lstat(here)
         if (found.st_dev, found.st_ino) != (end.st_dev, end.st_ino):
-            return Fault(path, "it is not where its links say", "name the file itself")
+            return _elsewhere(path)
     return None
+
+
+def _elsewhere(path: str) -> Fault:
+    return Fault(path, "it is not where its links say", "name the file itself")
 
 
 def _writable(info: os.stat_result, owner: int) -> str:

@@ -27,7 +27,8 @@ from nfctl.errors import NfctlError
 from nfctl.inspect import figures as queue_figures
 from nfctl.inspect import privileges
 from nfctl.inspect.deadline import Deadline
-from nfctl.inspect.inspector import Inspector, Marks
+from nfctl.inspect.inspector import Inspector
+from nfctl.inspect.marks import DEFAULT_MASK, Marks
 from nfctl.inspect.queue import MOST_COPIED, Queue
 from nfctl.kernel import netns
 
@@ -59,7 +60,7 @@ class Job:
     handlers: tuple[str, ...] = ()
     deadline: float = 0.1
     offload: bool = False
-    mask: int = 0x3000
+    mask: int = DEFAULT_MASK
     fail_open: bool = True
     length: int = 4096
     buffer: int = 16 << 20

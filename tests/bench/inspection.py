@@ -19,7 +19,7 @@ from tests.bench.loads import FIRST_PORT, FLOWS, ROUND, SIZE, STREAM_PORT
 from tests.bench.room import Run, Wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.bench.measures import Bench
     from tests.bench.room import Room
@@ -107,7 +107,14 @@ def offload(bench: Bench) -> Result:
     def prepare() -> None:
         _room(bench, NFCTL)
         new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        files = ["-keyout", certificate, "-out", certificate, "-subj", "/CN=bench.example"]
+        files = [
+            "-keyout",
+            str(certificate),
+            "-out",
+            str(certificate),
+            "-subj",
+            "/CN=bench.example",
+        ]
         bench.room("inspect: nfctl").run(["openssl", *new.split(), *files])
 
     def inspected(_turn: int) -> Run:

@@ -193,22 +193,21 @@ class Strangers:
     def __init__(self, stack: ExitStack) -> None:
         self._out = stack.enter_context(loopback())
         hello = client_hello(_NAMELESS.decode() + ".test")
-        self._length = 44 + len(hello)
-        self._batch = Batch(ROUND, self._length, bytes(12) + b"\x08\0")
-        self._number = 0
-        udp = struct.pack(">HH", self._length - 20, 0)
         dns = struct.pack(">6H", 1, 0x100, 1, 0, 0, 0) + b"\x0c" + _NAMELESS + b"\4test\0\0\1\0\1"
-        quic = b"\xc3\0\0\0\1\x08xxxxxxxx\0\0\x44\xd0"
+        quic = b"\xc3\0\0\0\1\x08xxxxxxxx\0\0\x44\xd0" + bytes(SIZE)
         tcp = struct.pack(">IIBBHHH", 1, 1, 0x50, 0x18, 4096, 0, 0)
-        kinds = [(socket.IPPROTO_UDP, 53, udp + dns)] * 7
-        kinds.append((socket.IPPROTO_UDP, 443, udp + quic))
+        kinds = [(socket.IPPROTO_UDP, 53, struct.pack(">HH", 8 + len(dns), 0) + dns)] * 7
+        kinds.append((socket.IPPROTO_UDP, 443, struct.pack(">HH", 8 + len(quic), 0) + quic))
         kinds.append((socket.IPPROTO_TCP, 443, tcp + hello))
         kinds.append((socket.IPPROTO_TCP, 443, tcp + hello[: len(hello) // 2]))
+        self._slot = 24 + max(len(body) for _, _, body in kinds)
+        self._batch = Batch(ROUND, self._slot, bytes(12) + b"\x08\0")
+        self._number = 0
         self._kinds = kinds
 
     def send(self, packets: int, waiting: Callable[[], bool]) -> float:
         """Send so many packets; return the seconds until none of them waits any more."""
-        start, size, buffer = time.perf_counter(), self._length, self._batch.buffer
+        start, size, buffer = time.perf_counter(), self._slot, self._batch.buffer
         while packets:
             count = min(packets, ROUND)
             for slot in range(count):
@@ -230,8 +229,8 @@ class Strangers:
         body = body.replace(_NAMELESS, b"%012x" % number)
         source = LOOPBACK + 0x10000 + number * 2654435761 % 0xFD0000
         ports = struct.pack(">HH", 1024 + number % 60_000, port)
-        packet = ipv4(proto, self._length, source) + ports + body
-        return packet.ljust(self._length, b"\0")
+        packet = ipv4(proto, 24 + len(body), source) + ports + body
+        return packet.ljust(self._slot, b"\0")  # IP leaves out what is behind its length
 
 
 _NAMELESS: Final = b"xxxx-no-name"

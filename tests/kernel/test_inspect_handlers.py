@@ -1,4 +1,4 @@
-"""Whose handlers root runs: files of root and of others, in a directory that only root may write."""
+"""Whose handlers root runs: files of root and others, in a directory that root alone may write."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NUMBER = itertools.count()
 
 @pytest.fixture
 def rooted() -> Iterator[Path]:
-    """A directory that only root may write, from / on; pytest's own is below /tmp."""
+    """Make a directory that only root may write, from / on; pytest's own is below /tmp."""
     where = Path(tempfile.mkdtemp(prefix="nfctl-trust-", dir="/run"))
     where.chmod(0o755)
     assert fault(str(where)) is None, "the way to /run is writable here"

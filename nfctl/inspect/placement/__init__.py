@@ -13,9 +13,10 @@ The edits of one family are one transaction.
 
 from __future__ import annotations
 
+from nfctl.inspect.marks import DEFAULT_MASK, Marks
 from nfctl.inspect.placement.placed import Placed
 from nfctl.inspect.placement.placing import check_free, place
-from nfctl.inspect.placement.plan import DEFAULT_MASK, Marks, Plan, check
+from nfctl.inspect.placement.plan import Plan, check
 from nfctl.inspect.placement.standing import Found, found, remove
 from nfctl.inspect.placement.tables import Removed
 

@@ -21,15 +21,13 @@ rule of table filter has the kernel refuse it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from nfctl.errors import BadInput, NfctlError, Where, excerpt
 from nfctl.inspect.figures import MAX_QUEUE
+from nfctl.inspect.marks import DEFAULT_MASK, Marks
 from nfctl.ruleset.names import BUILTIN_CHAINS
 from nfctl.ruleset.words import Word, split
 
-#: Two bits that kube-proxy, Docker, Tailscale, wg-quick and Istio leave alone.
-DEFAULT_MASK = 0x3000
 #: What to take instead where another inspection has them.
 OTHER_MASKS = (DEFAULT_MASK, 0x30000000, 0x0C000000, 0x03000000)
 
@@ -40,19 +38,6 @@ _FILTER = {
     "FORWARD": ("FORWARD",),
     "OUTPUT": ("OUTPUT",),
 }
-
-
-class Marks(NamedTuple):
-    """The values that the bits of ``mask`` have in a packet's and in a connection's mark.
-
-    ``accepted`` and ``dropped`` are verdicts for the whole flow: with offload they are saved
-    to the connection. ``seen`` is for this packet alone.
-    """
-
-    mask: int
-    accepted: int
-    dropped: int
-    seen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +69,7 @@ class Plan:
     @property
     def marks(self) -> Marks:
         """What its marks mean."""
-        lowest = self.mask & -self.mask
-        return Marks(self.mask, lowest, 2 * lowest, 3 * lowest)
+        return Marks.of(self.mask)
 
     @property
     def reject_chains(self) -> tuple[str, ...]:

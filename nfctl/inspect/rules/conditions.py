@@ -231,7 +231,11 @@ def _qname(key: str, node: Node) -> Leaf:
 
     def test(packet: Packet) -> bool:
         dns = packet.dns
-        return dns is not None and any(name in names for name, _ in dns.questions)
+        if dns is not None:
+            for name, _ in dns.questions:
+                if name in names:
+                    return True
+        return False
 
     return OfPayload(key, names.words, test, _may_be_dns, 10)
 

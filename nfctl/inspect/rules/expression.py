@@ -64,7 +64,8 @@ class Known(NamedTuple):
 
     ``unknown`` stands in for all that is undecided: False asks what is surely true, True what
     may become so. ``fragment`` and ``payload`` are None where either is possible: whether the
-    packet is a fragment, and whether it carries anything.
+    packet is a fragment, and whether it carries anything. ``plain`` says that it carries none of
+    DNS, HTTP and QUIC.
     """
 
     facts: Facts
@@ -73,6 +74,7 @@ class Known(NamedTuple):
     unknown: bool = False
     fragment: bool | None = None
     payload: bool | None = None
+    plain: bool = False
 
 
 class Leaf:
@@ -166,13 +168,30 @@ class OfPacket(Leaf):
 
 
 class OfPayload(OfPacket):
-    """A condition about what the packet carries: false where it carries nothing."""
+    """A condition about what the packet carries: false where it carries nothing.
 
-    __slots__ = ()
+    ``carried`` is the attribute of a packet that it asks: ``dns``, ``http``, ``quic``; "" for the
+    bytes themselves.
+    """
+
+    __slots__ = ("carried",)
+
+    def __init__(
+        self,
+        key: str,
+        values: Any,
+        test: Test,
+        possible: Callable[[Facts], bool] | None = None,
+        cost: int = 1,
+    ) -> None:
+        super().__init__(key, values, test, possible, cost)
+        self.carried = key.partition(".")[0] if "." in key else ""
 
     def value(self, known: Known) -> bool | None:
         """Leave it to the packet, unless that is empty or the protocol rules it out."""
-        return False if known.payload is False else super().value(known)
+        if known.payload is False or (known.plain and self.carried):
+            return False
+        return super().value(known)
 
 
 class OfShape(Leaf):

@@ -99,15 +99,15 @@ class Addresses:
 class Names:
     """Domain names, exact ones and globs; without regard to case and to a dot at the end.
 
-    ``*`` stands for any characters. Of ``*.example.com`` only the names below it are looked up,
-    one for each label, never more labels than the deepest of these globs has: the length of a
-    name in a packet costs nothing.
+    ``*`` stands for any characters. Names in packets come in lower case and without that dot, as
+    their readers give them. Of such a name what stands behind its last dots is looked up, never
+    more dots than the deepest of the globs ``*.example.com`` has: its length costs nothing.
     """
 
     __slots__ = ("_depth", "_exact", "_globs", "_suffixes", "words")
 
     def __init__(self, words: Iterable[str]) -> None:
-        self.words = frozenset(word.lower().removesuffix(".") for word in words)
+        self.words = frozenset(word.lower().removesuffix(".") or "." for word in words)
         below = {w for w in self.words if w.startswith("*.") and "*" not in w[1:] and len(w) > 2}
         self._exact = frozenset(word for word in self.words if "*" not in word)
         self._suffixes = frozenset(word[2:] for word in below)
@@ -116,11 +116,10 @@ class Names:
 
     def __contains__(self, name: str) -> bool:
         """Whether a name is one of these; "" never is."""
-        if not name:
-            return False
-        name = name.lower().removesuffix(".")
         if name in self._exact:
             return True
+        if not name:
+            return False
         dot = len(name)
         for _ in range(self._depth):
             dot = name.rfind(".", 0, dot)
