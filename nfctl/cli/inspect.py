@@ -266,7 +266,7 @@ def _read(file: str, job: Job, files: Files | None, *, quiet: bool) -> None:
         loaded = handlers.load(job.handlers, trusted=trusted, deadline=deadline, report=tell)
     show = None if quiet else Show(job.show, colour=job.colour, waits=True)
     writer = Writer(files.open, files.limit) if files is not None else None
-    result = replay.Replay(job.rules, loaded, deadline=deadline)
+    result = replay.Replay(job.rules, loaded, deadline=deadline, offload=job.offload)
     try:
         for packet, verdict, hello in result.run(read(file), limit=job.limit):
             if show is not None:

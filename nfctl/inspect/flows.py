@@ -51,13 +51,14 @@ class Flow:
     identifier for ports. ``hello`` is its ClientHello, ``settled`` whether none can come any
     more. ``first`` and ``last`` are when it was seen, in seconds since 1970.
 
-    Others keep here what is theirs: ``packets`` and ``octets``, ``http_host``, ``reported`` and
-    ``verdict``.
+    Others keep here what is theirs: ``packets`` and ``octets``, ``http_host``, ``reported``, the
+    last ``verdict``, and ``left``, the verdict with which the flow was left to the kernel.
     """
 
     __slots__ = (
         "_base", "_dcid", "_fins", "_forth", "_looked", "_reader", "_spoken", "_sure", "first",
-        "hello", "http_host", "key", "last", "octets", "packets", "reported", "settled", "verdict",
+        "hello", "http_host", "key", "last", "left", "octets", "packets", "reported", "settled",
+        "verdict",
     )  # fmt: skip
 
     def __init__(self, key: Key, now: float, *, settled: bool = False) -> None:
@@ -70,6 +71,7 @@ class Flow:
         self.octets = 0
         self.reported = False
         self.verdict: Any = None
+        self.left: Any = None
         self._base = -1  # the sequence number of the client's first byte; -1: not known
         self._sure = False  # whether the server has said so
         self._forth = True  # whether the client is the source of the key

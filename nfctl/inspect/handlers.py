@@ -64,7 +64,9 @@ FAILED: Final = Verdict(Action.DROP, "handler that failed")
 
 _FIRST: Final = 10  # errors of a handler that are reported one by one
 _EVERY: Final = 1.0  # seconds between reports after that
-_PATIENCE: Final = 5.0  # seconds for start and stop, or a hundred packets' time if that is more
+_START: Final = 30.0  # seconds for a handler's start
+_STOP: Final = 2.0  # seconds for all stops together, or twenty packets' time if that is more
+_LEAST: Final = 0.1  # seconds for a stop behind one that took all of that
 _TEXT: Final = 200  # characters of an exception that are shown
 _PATH: Final = 400  # characters of a file's name
 _DEEPEST: Final = 20_000  # frames; a handler may raise the recursion limit
@@ -171,7 +173,7 @@ class Handlers:
             self.deadline.stubborn = self._stubborn
             self.deadline.open()
         for handler in self.handlers:
-            wrong = self._end(handler, handler.start)
+            wrong = self._end(handler, handler.start, _START)
             if wrong:
                 self.stop()
                 msg = f"{handler.by} does not start: {wrong}"
@@ -180,9 +182,11 @@ class Handlers:
 
     def stop(self) -> None:
         """Stop those that were started, the last one first; what goes wrong is reported."""
+        until = time.monotonic() + max(_STOP, 20 * self.deadline.seconds)
         while self._started:
             handler = self._started.pop()
-            wrong = self._end(handler, handler.stop)
+            seconds = max(_LEAST, until - time.monotonic())
+            wrong = self._end(handler, handler.stop, seconds)
             if wrong:
                 self.report(f"{handler.by} does not stop: {wrong}")
         for handler in self.handlers:
@@ -192,13 +196,13 @@ class Handlers:
             self._guard.remove()
             self._guard = None
 
-    def _end(self, handler: Handler, function: Callable[[], Any] | None) -> str:
+    def _end(self, handler: Handler, function: Callable[[], Any] | None, seconds: float) -> str:
         """Call a handler's start or stop; return what went wrong with it."""
         if function is None:
             return ""
         self._running = handler
         try:
-            with Deadline(max(_PATIENCE, 100 * self.deadline.seconds), self._stubborn) as patience:
+            with Deadline(seconds, self._stubborn) as patience:
                 patience.guard(function)
         except TooLate as error:
             return f"it takes too long{self._place(handler, error, ' ({})')}"

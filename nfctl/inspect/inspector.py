@@ -16,26 +16,20 @@ import heapq
 import socket
 import struct
 import time
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from nfctl.inspect.deadline import Deadline, TooLate
-from nfctl.inspect.flows import Flows
-from nfctl.inspect.handlers import FAILED
 from nfctl.inspect.marks import DEFAULT_MASK, Marks
 from nfctl.inspect.packet import PROTOCOLS, Packet
 from nfctl.inspect.queue import CHAINS, NF_ACCEPT, NF_DROP, NF_REPEAT
-from nfctl.inspect.rewrite import CannotRewrite
-from nfctl.inspect.rules import UNKNOWN, Facts, Rules
 from nfctl.inspect.verdict import Action, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nfctl.inspect.decider import Decider, Tally
     from nfctl.inspect.flows import Flow
-    from nfctl.inspect.handlers import Handlers
     from nfctl.inspect.queue import Message, Queue
-    from nfctl.inspect.rewrite import Rewrite
 
 # IPv4 without options: total length, fragment, protocol, addresses and ports; then UDP's length,
 # TCP's data offset and flags.
@@ -50,22 +44,11 @@ _OPEN_OR_END, _SYN = 0x07, 0x02  # FIN, SYN, RST
 _INITIAL = 1207  # UDP's length of a datagram that holds a client's QUIC Initial is more
 _UNCHECKED = 0x01  # NFQA_SKB_CSUMNOTREADY
 _MOST_KNOWN = 65536  # flows (a few hundred bytes each)
-_MOST_NAMES = 4096
 _MOST_REPEATED = 256
 _RECENT = 3.0  # seconds
 
 
 _Key = tuple[int, bytes, bytes, bytes, int, bytes]
-
-
-class Tally:
-    """Packets and bytes that one verdict of one rule was for."""
-
-    __slots__ = ("octets", "packets")
-
-    def __init__(self) -> None:
-        self.packets = 0
-        self.octets = 0
 
 
 class Known:
@@ -90,52 +73,35 @@ class Inspector:
 
     ``show(packet, verdict, hello)`` is called for each packet after its verdict was sent, where
     packets are shown or captured; ``hello`` is whether this packet completed its flow's
-    ClientHello. ``logged(packet, verdict)`` is called for verdicts that say ``log``, and
-    ``report(text)`` for errors. ``offload`` has the kernel decide the rest of
-    each flow whose verdict cannot change any more. ``follow`` keeps flows even where no rule
-    asks for their names. ``rejects`` is whether rules in filter reject; else it is a drop.
+    ClientHello. ``logged(packet, verdict)`` is called for verdicts that say ``log``. ``limit`` is
+    how many packets are shown, 0 for all. ``rejects`` is whether rules in filter reject what is
+    marked so; else it is dropped.
     """
 
     def __init__(
         self,
         queue: Queue,
-        rules: Rules,
+        decider: Decider,
         *,
-        handlers: Handlers | None = None,
         show: Callable[[Packet, Verdict, bool], None] | None = None,
         logged: Callable[[Packet, Verdict], None] | None = None,
-        report: Callable[[str], None] | None = None,
-        offload: bool = False,
         marks: Marks | None = None,
-        deadline: Deadline | None = None,
-        follow: bool = False,
         limit: int = 0,
         rejects: bool = True,
     ) -> None:
         self.queue = queue
-        self.rules = rules
-        self.handlers = handlers
+        self.decider = decider
         self.show = show
         self.logged = logged
-        self.report = report or (lambda _text: None)
-        self.offload = offload
         self.marks = marks or Marks.of(DEFAULT_MASK)
-        self.deadline = deadline if rules.regexes else None
         self.limit = limit
         self.rejects = rejects
-        tracked = follow or offload or rules.offloads or rules.wants_names or show is not None
-        self.flows: Flows | None = Flows() if tracked or handlers else None
         self._shown: list[tuple[Packet, Verdict, bool]] = []
         self._known: dict[_Key, Known] = {}
         # What has to see every packet leaves nothing to be known beforehand.
-        self._quick = show is None and handlers is None
+        self._quick = show is None and decider.handlers is None
         self.seen = 0
         self.octets = 0
-        self.tallies: dict[tuple[str, Action], Tally] = {}
-        self.errors: Counter[str] = Counter()
-        self.names: Counter[str] = Counter()
-        self.offloaded = 0
-        self._left: set[Any] = set()
         self._repeated: dict[int, None] = {}
         self.now = 0.0
         self._devices: dict[bytes, str] = {_NONE4: ""}
@@ -235,6 +201,7 @@ class Inspector:
         if stamp:
             whole, micro = _STAMP.unpack(stamp)
             seconds = whole + micro / 1e6
+        remembered = self.decider.rules.remembered
         packet = Packet(
             bytes(memoryview(self.queue.buffer)[start:end]),
             _MARK.unpack(length)[0],
@@ -248,82 +215,27 @@ class Inspector:
         if packet.headers.flags & _SYN:
             # what was known is of the connection before; the same ports may serve again
             self._known.pop(_key(message, packet), None)
-        flow = self.flows.see(packet) if self.flows is not None else None
-        verdict = self._decide(packet, now)
-        hello = False
-        if flow is not None:
-            flow.packets += 1
-            flow.octets += packet.length
-            if flow.hello is not None and not flow.reported:
-                flow.reported = hello = True
-                name = flow.hello.sni
-                if name in self.names or len(self.names) < _MOST_NAMES:
-                    self.names[name] += 1
-        offloading = self._offloads(packet, verdict, flow) and not self._came_back(packet)
+        lasting = remembered.changes
+        verdict, hello = self.decider.decide(packet, now)
+        if remembered.changes != lasting:
+            self._known.clear()  # flows whose verdict was known may be among them
+        flow = packet.flow
+        offloading = self.decider.leaves(packet, verdict)
+        repeating = offloading or verdict.action is Action.REPEAT
+        if repeating and self._came_back(packet):
+            offloading = repeating = False
+            if verdict.action is Action.REPEAT:
+                verdict = replace(verdict, action=Action.ACCEPT)
         code, new_mark = self.code(verdict, packet.fwmark, offloading)
-        changed = packet.replacement
-        if verdict.rewrite is not None:
-            changed = self._rewritten(verdict.rewrite, packet)
-        if changed is not None and code != NF_DROP:
-            packet.replacement = changed
-            self.queue.replace(ident, code, new_mark, changed)
+        if packet.replacement is not None and code != NF_DROP:
+            self.queue.replace(ident, code, new_mark, packet.replacement)
         else:
             self.queue.verdict(ident, code, new_mark)
-        tally = self._tally(verdict)
-        tally.packets += 1
-        tally.octets += packet.length
-        if flow is not None:
-            flow.verdict = verdict
-            if offloading and flow.key not in self._left:
-                if len(self._left) >= _MOST_KNOWN:
-                    self._left.clear()
-                self._left.add(flow.key)
-                self.offloaded += 1
         if self.show is not None or verdict.log:
             self._shown.append((packet, verdict, hello))
-        elif self._quick and code != NF_REPEAT and not (flow is not None and not flow.settled):
+        elif self._quick and not repeating and (flow is None or flow.settled):
+            tally = self.decider.tally(verdict)
             self._remember(message, packet, Known(code, new_mark, tally, flow), verdict)
-
-    def _decide(self, packet: Packet, now: float) -> Verdict:
-        rules = self.rules
-        lasting = rules.remembered.changes
-        if self.deadline is not None:
-            try:
-                verdict = self.deadline.guard(rules.decide, packet, now)
-            except TooLate:
-                self._failed("a regular expression took too long")
-                verdict = rules.default
-        else:
-            verdict = rules.decide(packet, now)
-        if rules.remembered.changes != lasting:
-            self._known.clear()  # flows whose verdict was known may be among them
-        if self.handlers is not None and verdict is rules.default:
-            decided = self.handlers.decide(packet)
-            if decided is FAILED:
-                packet.undecided()
-            elif decided is not None:
-                return decided
-        return verdict
-
-    def _rewritten(self, rewrite: Rewrite, packet: Packet) -> bytes | None:
-        """Return a packet as a rule changes it; None where that is impossible, which is counted."""
-        try:
-            if self.deadline is not None:
-                return self.deadline.guard(rewrite.apply, packet)
-            return rewrite.apply(packet)
-        except CannotRewrite as error:
-            self._failed(f"cannot rewrite: {error}")
-        except TooLate:
-            self._failed("a regular expression took too long")
-        return None
-
-    def _offloads(self, packet: Packet, verdict: Verdict, flow: Flow | None) -> bool:
-        """Return whether the kernel is to decide the rest of this packet's flow."""
-        if flow is None or not flow.settled or verdict.action not in _OFFLOADED:
-            return False
-        if verdict.offload:
-            return True
-        return self.offload and self.handlers is None and self._fixed(packet) is verdict
 
     def _came_back(self, packet: Packet) -> bool:
         """Return whether a packet that was sent through mangle again lost its mark there.
@@ -332,26 +244,20 @@ class Inspector:
         """
         ours = hash(packet.data)
         if ours in self._repeated:
-            self._failed("a packet came twice: does a rule of mangle overwrite our mark?")
+            self.decider.failed("a packet came twice: does a rule of mangle overwrite our mark?")
             return True
         if len(self._repeated) >= _MOST_REPEATED:
             self._repeated.pop(next(iter(self._repeated)))
         self._repeated[ours] = None
         return False
 
-    def _fixed(self, packet: Packet) -> Verdict | None:
-        """Return the verdict of all packets of this one's flow, if it cannot change any more."""
-        if self.rules.remembered and self.rules.remembers(packet):
-            return None
-        flow = packet.flow
-        hello = flow.hello if flow is not None and flow.settled else UNKNOWN
-        return self.rules.plan(Facts.of(packet), hello).fixed
-
     def _remember(self, message: Message, packet: Packet, entry: Known, verdict: Verdict) -> None:
         head = packet.headers
         if head.proto not in {_TCP, _UDP} or head.fragment or head.more or head.extensions:
             return
-        if packet.malformed or verdict.rewrite is not None or self._fixed(packet) is not verdict:
+        if packet.malformed or verdict.rewrite is not None:
+            return
+        if self.decider.fixed(packet) is not verdict:
             return
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
@@ -380,18 +286,6 @@ class Inspector:
         mark = mark & ~marks.mask | own
         return code, None if mark == fwmark else _MARK.pack(mark)
 
-    def _tally(self, verdict: Verdict) -> Tally:
-        key = (verdict.by, verdict.action)
-        tally = self.tallies.get(key)
-        if tally is None:
-            tally = self.tallies[key] = Tally()
-        return tally
-
-    def _failed(self, what: str) -> None:
-        self.errors[what] += 1
-        if self.errors[what] == 1:
-            self.report(what)
-
     def _device(self, number: bytes) -> str:
         """Return an interface's name; asked of the kernel anew every few seconds."""
         if self.now > self._devices_until:
@@ -411,10 +305,11 @@ class Inspector:
 
     def busiest(self, most: int = 200) -> list[list[Any]]:
         """Return the flows with the most bytes: see ``nfctl.cli.inspect_top``."""
-        if self.flows is None:
+        table = self.decider.flows
+        if table is None:
             return []
         # half of them are the largest of those seen just now, so that a new one gets in
-        flows = list(self.flows.live())
+        flows = list(table.live())
         recent = self.now - _RECENT
         found = heapq.nlargest(
             most // 2, (flow for flow in flows if flow.last >= recent), key=_octets
@@ -424,19 +319,10 @@ class Inspector:
 
     def figures(self) -> dict[str, Any]:
         """Return what was counted, as a document: see ``nfctl.inspect.report``."""
-        verdicts: Counter[str] = Counter()
-        rules: Counter[str] = Counter()
-        for (by, action), tally in self.tallies.items():
-            verdicts[str(action)] += tally.packets
-            rules[by] += tally.packets
         return {
             "packets": self.seen,
             "octets": self.octets,
-            "verdicts": dict(verdicts),
-            "rules": dict(rules),
-            "errors": dict(self.errors),
-            "names": dict(self.names.most_common(50)),
-            "offloaded": self.offloaded,
+            **self.decider.figures(),
         }
 
 
@@ -464,6 +350,3 @@ def _row(flow: Flow) -> list[Any]:
 def address(packed: bytes) -> str:
     """Return an address's text."""
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-_OFFLOADED: Final = frozenset({Action.ACCEPT, Action.DROP})

@@ -86,11 +86,7 @@ class Loading:
         """Yield names and values from the metadata of installed packages that are trusted."""
         from importlib import metadata
 
-        if self._guard is None:
-            found = metadata.distributions()
-        else:
-            found = metadata.distributions(path=self._guard.trusted(sys.path))
-        for distribution in found:
+        for distribution in metadata.distributions():
             path = getattr(distribution, "_path", None)
             if path is not None and self._fault(str(path / "entry_points.txt")) is not None:
                 continue

@@ -1,8 +1,8 @@
 """The bits of marks that inspection uses, in packets and in connections.
 
-Two adjacent bits, by default 0x3000, which none of kube-proxy, Docker, Tailscale, wg-quick and Istio
-uses. In a packet's mark they are the verdict that comes back from the queue, in a connection's
-(connmark) the verdict of the whole flow.
+Two adjacent bits, by default 0x3000, which none of kube-proxy, Docker, Tailscale, wg-quick and
+Istio uses. In a packet's mark they are the verdict that comes back from the queue, in a
+connection's (connmark) the verdict of the whole flow.
 """
 
 from __future__ import annotations

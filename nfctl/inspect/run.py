@@ -95,6 +95,7 @@ class Report:
             "errors": self.sums("errors"),
             "names": self.sums("names"),
             "offloaded": self.total("offloaded"),
+            "rewritten": self.total("rewritten"),
             "queue": self.sums("figures"),
         }
 

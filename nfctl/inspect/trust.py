@@ -89,7 +89,7 @@ def _walk(path: str, full: str, owner: int) -> Fault | None:
             here = "/" if target.startswith("/") else here
             continue
         here, last = there, info
-        wrong = "" if in_library(here) else _writable(info, owner)
+        wrong = _writable(info, owner)
         if not stat.S_ISDIR(info.st_mode):  # the rest is inside of a zip file
             break
     if wrong:

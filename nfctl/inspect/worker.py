@@ -27,6 +27,7 @@ from nfctl.errors import NfctlError
 from nfctl.inspect import figures as queue_figures
 from nfctl.inspect import privileges
 from nfctl.inspect.deadline import Deadline
+from nfctl.inspect.decider import Decider
 from nfctl.inspect.inspector import Inspector
 from nfctl.inspect.marks import DEFAULT_MASK, Marks
 from nfctl.inspect.queue import MOST_COPIED, Queue
@@ -154,17 +155,20 @@ class Worker:
             from nfctl.inspect.capture import Writer
 
             self._writer = Writer(self._next_file, job.rotate)
+        decider = Decider(
+            job.rules,
+            self._handlers,
+            deadline=deadline,
+            report=self.event,
+            follow=job.follow or bool(job.show),
+            offload=job.offload,
+        )
         self.inspector = Inspector(
             self.queue,
-            job.rules,
-            handlers=self._handlers,
+            decider,
             show=self._see if job.show or job.capture else None,
             logged=self._log,
-            report=self.event,
-            offload=job.offload,
             marks=Marks.of(job.mask),
-            deadline=deadline,
-            follow=job.follow,
             limit=job.limit,
             rejects=job.rejects,
         )
@@ -301,10 +305,6 @@ class Worker:
                 "dropped": figures.dropped,
                 "user_dropped": figures.user_dropped,
             }
-        if self._handlers is not None:
-            for name, errors in self._handlers.errors.items():
-                for what, count in errors.items():
-                    document["errors"][f"handler {name}: {what}"] = count
         if self.job.follow:
             document["flows"] = self.inspector.busiest()
         return document

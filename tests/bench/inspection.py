@@ -234,7 +234,11 @@ def _measure(room: Room, argv: list[str], amount: int, **task: Any) -> dict[str,
     """Do a task of tests.bench.queueing in a room."""
     text = json.dumps({"argv": argv, "amount": amount, "queue": QUEUE, **task})
     python = ["env", f"PYTHONPATH={_ROOT}", sys.executable, "-m", "tests.bench.queueing"]
-    found: dict[str, Any] = json.loads(room.output([*python, text]))
+    try:
+        found: dict[str, Any] = json.loads(room.output([*python, text]))
+    except Wrong as wrong:
+        said = room.stderr().strip().splitlines()
+        raise Wrong(said[-1] if said else str(wrong)) from wrong
     return found
 
 

@@ -76,9 +76,13 @@ class Batch:
 
     def send(self, fd: int, count: int) -> None:
         """Send the first slots, all of them."""
-        sent = _libc.sendmmsg(fd, self._at, count, 0)
-        if sent != count:
-            raise Failed(f"sent {sent} of {count}: {os.strerror(ctypes.get_errno())}")
+        sent = 0
+        while sent < count:  # the kernel takes 1,024 a call at most
+            at = self._at + sent * ctypes.sizeof(_MMsgHdr)
+            got = _libc.sendmmsg(fd, at, count - sent, 0)
+            if got <= 0:
+                raise Failed(f"cannot send: {os.strerror(ctypes.get_errno())}")
+            sent += got
 
     def receive(self, fd: int, count: int) -> int:
         """Receive what is there, at most so many; return how many."""

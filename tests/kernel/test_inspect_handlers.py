@@ -171,6 +171,8 @@ def test_magic_links_are_not_believed(rooted: Path) -> None:
     try:
         assert fault(f"/dev/fd/{one}") is not None
         assert fault(f"/proc/self/fd/{number}") is not None
+        write(rooted / "h.py (deleted)")  # what that link says, and does not lead to
+        assert fault(f"/proc/self/fd/{number}") is not None
     finally:
         for descriptor in (one, other, number):
             os.close(descriptor)

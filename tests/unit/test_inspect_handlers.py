@@ -409,7 +409,7 @@ def test_one_that_does_not_start_stops_those_before_it() -> None:
 
 def test_a_stop_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop has a time of its own; what takes longer is reported, and the next is stopped."""
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_STOP", 0.05)
     log: list[str] = []
     told: list[str] = []
     endless = Handler("endless", lambda _packet: None, None, lambda: time.sleep(LONG))

@@ -29,7 +29,7 @@ def rules(*lines: str, default: str = "accept") -> Rules:
 
 
 def documented() -> list[str]:
-    """The YAML of the package's docstring."""
+    """Return the YAML of the package's docstring."""
     text = nfctl.inspect.rules.__doc__ or ""
     first = text[text.index("    version: 1") : text.index("The first rule that")]
     second = text[text.index("    - when: {any:") : text.index("In Python:")]

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfctl.errors import BadInput
 from nfctl.inspect.rules import Rules, load
 from tests.unit.strategies import refusal
+
+if TYPE_CHECKING:
+    from nfctl.errors import BadInput
 
 
 def complaint(text: str) -> BadInput:

@@ -60,7 +60,7 @@ def groups(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 trees = st.recursive(leaf, groups, max_leaves=6)
-rules = st.lists(trees | st.just({}), max_size=5)
+rules: st.SearchStrategy[list[Any]] = st.lists(trees | st.just({}), max_size=5)
 
 
 @cache
@@ -162,19 +162,23 @@ def holds(key: str, wanted: Any, packet: Packet) -> bool | None:
         mask, value = masks[wanted]
         return head.proto == 6 and not head.fragment and head.flags & mask == value
     protos = [wanted] if isinstance(wanted, str) else wanted
-    return {
-        "src": lambda: address_is(head.src, wanted),
-        "dst": lambda: address_is(head.dst, wanted),
-        "sport": lambda: ported and number_is(head.sport, wanted, 0),
-        "dport": lambda: ported and number_is(head.dport, wanted, 0),
-        "port": lambda: ported and any(number_is(n, wanted, 0) for n in (head.sport, head.dport)),
-        "proto": lambda: {6: "tcp", 17: "udp", 1: "icmp"}.get(head.proto) in protos,
-        "family": lambda: wanted == f"ipv{head.version}",
-        "chain": lambda: packet.chain == wanted,
-        "ttl": lambda: number_is(head.ttl, wanted, 0),
-        "fragment": lambda: (head.more or head.fragment > 0) == wanted,
-        "malformed": lambda: bool(head.malformed) == wanted,
-    }[key]()
+    if key in {"src", "dst"}:
+        return address_is(head.src if key == "src" else head.dst, wanted)
+    if key in {"sport", "dport", "port"}:
+        asked = {"sport": [head.sport], "dport": [head.dport]}.get(key, [head.sport, head.dport])
+        return ported and any(number_is(number, wanted, 0) for number in asked)
+    if key == "proto":
+        return {6: "tcp", 17: "udp", 1: "icmp"}.get(head.proto) in protos
+    if key == "family":
+        return bool(wanted == f"ipv{head.version}")
+    if key == "chain":
+        return bool(packet.chain == wanted)
+    if key == "ttl":
+        return number_is(head.ttl, wanted, 0)
+    if key == "fragment":
+        return bool((head.more or head.fragment > 0) == wanted)
+    assert key == "malformed"
+    return bool(head.malformed) is wanted
 
 
 def truth(when: Any, packet: Packet) -> bool | None:

@@ -163,7 +163,8 @@ def test_verdict_that_lasts() -> None:
 def test_whose_verdict_lasts(per: str, hit: Packet, missed: Packet) -> None:
     """Per flow is for both directions, per source and destination for one address."""
     rules = load(
-        f"rules: [{{name: r, when: {{ttl: 64, src: 10.0.0.1}}, verdict: drop, for: 5, per: {per}}}]",
+        "rules: [{name: r, when: {ttl: 64, src: 10.0.0.1}, verdict: drop, for: 5,"
+        f" per: {per}}}]",
         "f",
     )
     assert rules.decide(ONE, 0.0).by == "r"

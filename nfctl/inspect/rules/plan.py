@@ -7,8 +7,8 @@ How a packet is decided without asking every condition of every rule:
    those are known: rules that cannot match are gone, the first that surely matches ends it.
 2. Flows that no rule can tell apart share a plan (``classes``), so that nearly every new flow
    finds one ready. Plans are kept up to a limit, then all are dropped and made again.
-3. A packet that carries nothing has no DNS, HTTP or text in it; such packets, most
-   of a download's one direction, have a list of their own.
+3. A packet that carries nothing has no DNS, HTTP or text in it; such packets, one direction of
+   each download, have a list of their own, and so have those that carry only text.
 4. Where nothing is left to ask, the plan's verdict is :attr:`Plan.fixed`: neither Python nor the
    kernel's queue need see the rest of the flow.
 
@@ -17,6 +17,7 @@ Nothing here is locked: one thread, or process, has its own rules.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from nfctl.inspect.rules.classes import Classes
@@ -39,7 +40,7 @@ from nfctl.inspect.rules.remembered import Remembered
 from nfctl.inspect.verdict import Action, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from nfctl.errors import Where
     from nfctl.inspect.packet import Packet
@@ -102,13 +103,15 @@ class Rule:
 class Plan:
     """What is left of the rules for the packets of one class; see the module."""
 
-    __slots__ = ("_bare", "_full", "_known", "_rules", "_waits", "fixed")
+    __slots__ = ("_bare", "_full", "_known", "_plain", "_readers", "_rules", "_waits", "fixed")
 
     def __init__(self, rules: Rules, known: Known) -> None:
         self._rules = rules
         self._known = known
-        self._full: Rows | None = None
-        self._bare: Rows | None = None
+        self._full: Rows | None = None  # of packets that carry DNS, HTTP or QUIC
+        self._plain: Rows | None = None  # that carry something else
+        self._bare: Rows | None = None  # that carry nothing
+        self._readers = rules.readers(known)
         #: Whether a ClientHello, once it is seen, may change something.
         self._waits = known.hello is UNKNOWN and not known.malformed
         #: The verdict of every packet, well-formed and no fragment, that needs no state; or None.
@@ -122,7 +125,12 @@ class Plan:
                 return self._rules.plan(Facts.of(packet), flow.hello).decide(packet, now)
         head = packet.headers
         if head.end > head.data:
-            rows, last = self._full or self._make_full()
+            for read in self._readers:
+                if read(packet) is not None:
+                    rows, last = self._full or self._make_full()
+                    break
+            else:
+                rows, last = self._plain or self._make_plain()
         else:
             rows, last = self._bare or self._make_bare()
         for test, verdict, special in rows:
@@ -139,6 +147,10 @@ class Plan:
     def _make_full(self) -> Rows:
         self._full = self._rows(self._known)
         return self._full
+
+    def _make_plain(self) -> Rows:
+        self._plain = self._rows(self._known._replace(plain=True))
+        return self._plain
 
     def _make_bare(self) -> Rows:
         self._bare = self._rows(self._known._replace(payload=False))
@@ -187,8 +199,9 @@ class Rules:
     ``default`` is the verdict where none does, ``malformed`` that of malformed packets.
     ``remembered`` are the verdicts that last; ``hits`` counts packets, as ``rules`` are ordered.
     What the rules need is known beforehand: ``wants_names`` a flow's ClientHello,
-    ``wants_payload`` more of a packet than its headers, ``regexes`` a deadline, ``stateful`` to
-    see each packet; what they answer too: ``rejects``, ``rewrites``, ``offloads``.
+    ``reads_payload`` what packets carry, ``wants_payload`` that, names, or whole packets to
+    rewrite, ``regexes`` a deadline, ``stateful`` to see each packet; what they answer too:
+    ``rejects``, ``rewrites``, ``offloads``.
     """
 
     def __init__(
@@ -202,10 +215,11 @@ class Rules:
         self._numbers = {rule.name: number for number, rule in enumerate(self.rules)}
         found = [leaf for rule in self.rules for leaf in rule.leaves]
         self._hello = [leaf for leaf in found if isinstance(leaf, OfHello)]
+        self._payload = [leaf for leaf in found if isinstance(leaf, OfPayload)]
         verdicts = [rule.verdict for rule in self.rules]
         self.wants_names = bool(self._hello)
         self.rewrites = any(verdict.rewrite is not None for verdict in verdicts)
-        self.reads_payload = any(isinstance(leaf, OfPayload) for leaf in found)
+        self.reads_payload = bool(self._payload)
         self.wants_payload = self.wants_names or self.rewrites or self.reads_payload
         self.regexes = any(
             leaf.key == "payload" and any(kind == REGEX for kind, _ in leaf.values)
@@ -245,6 +259,11 @@ class Rules:
                 self._plans.clear()
             plan = self._plans[key] = Plan(self, Known(facts, hello, malformed))
         return plan
+
+    def readers(self, known: Known) -> tuple[Callable[[Packet], object], ...]:
+        """Return what reads the protocols of payloads that some condition may ask for."""
+        wanted = {leaf.carried for leaf in self._payload if leaf.value(known) is None}
+        return tuple(attrgetter(name) for name in sorted(wanted) if name)
 
     def _number(self, hello: ClientHello) -> int:
         """Return which conditions a ClientHello fulfils, as the bits of a number."""

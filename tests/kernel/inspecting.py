@@ -1,0 +1,365 @@
+"""``nfctl inspect`` in a lab, and real sockets around it: what the tests of live packets share.
+
+    client 192.0.2.10 ---- router ---- server 10.77.0.10
+    2001:db8:1::10                            fd77::10
+
+All sockets of a test belong to its own process: each is made inside a host, where it stays, so that
+a test can send on one and read another without anybody waiting for anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from nfctl.inspect.figures import Figures, parse
+from nfctl.kernel import netns
+from nfctl.lab import Lab, syscalls
+from tests.kernel.conftest import NFCTL, PATIENCE, SLOWNESS, legacy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from nfctl.lab import Host
+
+FAMILIES: Final = (4, 6)
+CLIENT: Final = {4: "192.0.2.10", 6: "2001:db8:1::10"}
+OTHER: Final = {4: "192.0.2.66", 6: "2001:db8:1::66"}  # the client's second address
+SERVER: Final = {4: "10.77.0.10", 6: "fd77::10"}
+ROUTER: Final = {4: "192.0.2.1", 6: "2001:db8:1::1"}
+PORT: Final = 4000
+SHORT: Final = 0.1 * SLOWNESS  # seconds for what is not to come; an answer takes a millisecond
+
+_FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_AWAITED: Final = 10 * SLOWNESS  # seconds for what is sure to come
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_SET: Final = {"rx": 0x15, "tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
+
+
+class Net:
+    """The three hosts, and every socket that was made in them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.client = lab.host("client")
+        self.router = lab.host("router", forward=True)
+        self.server = lab.host("server")
+        client, router, server = self.client, self.router, self.server
+        lab.link(
+            client.port(
+                "eth0", "192.0.2.10/24", "192.0.2.66/24", "2001:db8:1::10/64", "2001:db8:1::66/64"
+            ),
+            router.port("wan0", "192.0.2.1/24", "2001:db8:1::1/64"),
+        )
+        lab.link(
+            router.port("lan0", "10.77.0.1/24", "fd77::1/64"),
+            server.port("eth0", "10.77.0.10/24", "fd77::10/64"),
+        )
+        for family in FAMILIES:
+            client.route("default", via=ROUTER[family])
+        server.route("default", via="10.77.0.1")
+        server.route("default", via="fd77::1")
+        self._open = contextlib.ExitStack()
+        self._cores: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Close all sockets: an open one keeps its namespace."""
+        self._open.close()
+
+    # --- sockets ------------------------------------------------------------------------------
+
+    def socket(
+        self, host: Host, family: int, kind: int = socket.SOCK_DGRAM, protocol: int = 0
+    ) -> socket.socket:
+        """Make a socket inside a host; whatever it waits for comes soon, or TimeoutError."""
+        with netns.entered(host.namespace):
+            made = socket.socket(family, kind, protocol)
+        self._open.callback(made.close)
+        made.settimeout(_AWAITED)
+        return made
+
+    def udp(self, host: Host, family: int, address: str = "", port: int = 0) -> socket.socket:
+        """Make a UDP socket that hears of ICMP errors, bound where it is said."""
+        made = self.socket(host, _FAMILY[family])
+        if family == 4:
+            made.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        else:
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        made.bind((address, port))
+        return made
+
+    def pair(self, family: int, port: int = PORT) -> tuple[socket.socket, socket.socket]:
+        """Make a UDP socket of the client that is connected to one of the server."""
+        there = self.udp(self.server, family, SERVER[family], port)
+        here = self.udp(self.client, family, CLIENT[family])
+        here.connect((SERVER[family], port))
+        return here, there
+
+    def listen(self, host: Host, family: int, port: int = PORT) -> socket.socket:
+        """Make a TCP socket that listens on all addresses of a host."""
+        made = self.socket(host, _FAMILY[family], socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("", port))
+        made.listen()
+        return made
+
+    def stream(self, family: int, port: int = PORT) -> tuple[socket.socket, socket.socket]:
+        """Return both ends of a TCP connection from the client to the server."""
+        listening = self.listen(self.server, family, port)
+        here = self.socket(self.client, _FAMILY[family], socket.SOCK_STREAM)
+        here.connect((SERVER[family], port))
+        there, _ = listening.accept()
+        self._open.callback(there.close)
+        there.settimeout(_AWAITED)
+        listening.close()
+        return here, there
+
+    def capture(self, host: Host, interface: str) -> socket.socket:
+        """Make a packet(7) socket that sees what an interface receives and sends."""
+        made = self.socket(host, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        made.bind((interface, 3))  # ETH_P_ALL
+        made.setblocking(False)
+        return made
+
+    # --- rules --------------------------------------------------------------------------------
+
+    def rules(self, host: Host, text: str, families: Sequence[int] = FAMILIES) -> None:
+        """Load iptables-save text by the oracle's own binary."""
+        for family in families:
+            with host.popen(
+                [f"{legacy(family)}-restore"], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True,
+            ) as process:  # fmt: skip
+                _, said = process.communicate(text, timeout=PATIENCE)
+            assert process.returncode == 0, f"{said}\n{text}"
+
+    def legacy(self, host: Host, *words: str, family: int = 4) -> str:
+        """Run iptables-legacy, or ip6tables-legacy."""
+        return host.call([legacy(family), *words])
+
+    def counters(self, host: Host, table: str, family: int = 4) -> list[tuple[int, str]]:
+        """Return the packets of each rule that iptables-save prints, and the rule."""
+        found = []
+        saved = host.call([f"{legacy(family)}-save", "-c", "-t", table])
+        for line in saved.splitlines():
+            if line.startswith("["):
+                count, _, rule = line.partition("] ")
+                found.append((int(count[1:].partition(":")[0]), rule))
+        return found
+
+    # --- /proc --------------------------------------------------------------------------------
+
+    def read(self, host: Host, path: str) -> str:
+        """Read a file below /proc/net as a host sees it."""
+        with netns.entered(host.namespace), open(f"/proc/thread-self/net/{path}") as file:  # noqa: PTH123
+            return file.read()
+
+    def checksum_errors(self, host: Host) -> int:
+        """Return how many packets with a wrong checksum a host has received so far."""
+        wrong = 0
+        rows = [line.split() for line in self.read(host, "snmp").splitlines()]
+        for names, values in zip(rows[::2], rows[1::2], strict=True):
+            wrong += sum(
+                int(value)
+                for name, value in zip(names, values, strict=True)
+                if name in {"InCsumErrors", "InHdrErrors"}
+            )
+        for line in self.read(host, "snmp6").splitlines():
+            name, value = line.split()
+            wrong += int(value) * name.endswith(("InCsumErrors", "Ip6InHdrErrors"))
+        return wrong
+
+    def figures(self, host: Host, queue: int = 0) -> Figures | None:
+        """Return what the kernel says of a queue; None if no program is bound to it."""
+        return parse(self.read(host, "netfilter/nfnetlink_queue")).get(queue)
+
+    # --- NICs ---------------------------------------------------------------------------------
+
+    def offload(self, *, on: bool, checksums: bool | None = None) -> None:
+        """Switch the offloads of all ends of the cables on or off, by ethtool's ioctl(2)."""
+        for host, name in (
+            (self.client, "eth0"), (self.router, "wan0"), (self.router, "lan0"),
+            (self.server, "eth0"),
+        ):  # fmt: skip
+            asked = self.socket(host, socket.AF_INET)
+            for feature, command in _ETHTOOL_SET.items():
+                value = checksums if checksums is not None and feature in {"rx", "tx"} else on
+                ethtool(asked, name, command, int(value))
+            asked.close()
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def inspect(self, host: Host, *words: str, **options: Any) -> Inspection:
+        """Start ``nfctl inspect`` in a host and wait until its rules are in place."""
+        return Inspection(self, host, words, **options)
+
+
+def ethtool(asked: socket.socket, interface: str, command: int, value: int) -> None:
+    """Set one feature of a NIC (struct ethtool_value, linux/ethtool.h)."""
+    import ctypes as ct
+
+    data = ct.create_string_buffer(struct.pack("=II", command, value))
+    request = struct.pack("@16sP", interface.encode(), ct.addressof(data)).ljust(40, b"\0")
+    fcntl.ioctl(asked.fileno(), _SIOCETHTOOL, request)
+
+
+class Inspection:
+    """A running ``nfctl inspect --json``; use it in a ``with`` block, or :meth:`end` it.
+
+    ``rules`` is the text of a rules file, ``families`` where its rules are waited for.
+    After :meth:`end` ``records`` are its packets, ``notes`` what it said, and the JSON document
+    with which it ended is what ``end`` returns.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        host: Host,
+        words: Sequence[str],
+        *,
+        rules: str = "",
+        chains: str = "FORWARD",
+        families: Sequence[int] = FAMILIES,
+        queue: int = 0,
+    ) -> None:
+        self.net = net
+        self.host = host
+        self.queue = queue
+        self.records: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self._document: dict[str, Any] | None = None
+        argv = [*NFCTL, "inspect", "--json", "--chain", chains, *words]
+        # A file never makes the inspection wait.
+        self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by end()
+        self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+        options: dict[str, Any] = {"stdout": self._out, "stderr": self._err}
+        if rules:
+            argv += ["--rules", "-"]
+            options["stdin"] = subprocess.PIPE
+        self.process = host.popen(argv, **options)
+        if rules:
+            assert self.process.stdin is not None
+            with self.process.stdin as standard_input:
+                standard_input.write(rules.encode())
+        jump = f"-j NFCTL-INSPECT-{queue}"
+        for family in families:
+            self.until(
+                lambda family=family: jump in net.legacy(host, "-t", "mangle", "-S", family=family)
+            )
+
+    def __enter__(self) -> Inspection:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.process.kill()
+        elif self._document is None:
+            self.end()
+
+    def until(self, true: Callable[[], object]) -> None:
+        """Wait until something is so; fail if the inspection ends before."""
+        __tracebackhide__ = True
+        give_up = time.monotonic() + _AWAITED
+        while not true():
+            assert self.process.poll() is None, f"it ended: {self.said()}"
+            assert time.monotonic() < give_up, f"it is not so: {self.said()}"
+            # there is nothing to wait for but the look itself
+            select.select([], [], [], 0.002)
+
+    def said(self) -> str:
+        """Return what was written to standard error so far."""
+        self._err.seek(0)
+        return self._err.read().decode()
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Return what was written so far: packets and notes."""
+        data = os.pread(self._out.fileno(), 1 << 28, 0)
+        return [json.loads(line) for line in data.splitlines(keepends=True) if line[-1:] == b"\n"]
+
+    def end(self, number: signal.Signals = signal.SIGTERM, code: int = 0) -> dict[str, Any]:
+        """Send a signal, wait for the end and return the document of the end."""
+        __tracebackhide__ = True
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.wait(code)
+
+    def wait(self, code: int = 0) -> dict[str, Any]:
+        """Wait for the end and return the document of the end."""
+        __tracebackhide__ = True
+        assert self.process.wait(timeout=PATIENCE) == code, self.said()
+        assert not self.said() or code, self.said()
+        found = self.seen()
+        self._out.close()
+        self._err.close()
+        self.records = [one for one in found if "event" not in one]
+        self.notes = [one["text"] for one in found if one.get("event") == "note"]
+        ends = [one for one in found if one.get("event") == "end"]
+        assert len(ends) == (not code), found
+        self._document = ends[0] if ends else {}
+        return self._document
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        pid = self.process.pid
+        with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
+            return [int(word) for word in file.read().split()]
+
+
+@contextlib.contextmanager
+def network() -> Iterator[Net]:
+    """Make the three hosts for the block; skip the test where that is not possible."""
+    if not syscalls.has_capabilities(syscalls.CAP_NET_ADMIN, syscalls.CAP_SYS_ADMIN):
+        pytest.skip("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run as root")
+    with Lab("inspect") as lab:
+        net = Net(lab)
+        try:
+            yield net
+        finally:
+            net.close()
+
+
+def receive(sock: socket.socket, seconds: float = SHORT) -> list[bytes]:
+    """Return the datagrams that wait, or come until none came for so long."""
+    found = []
+    while select.select([sock], [], [], seconds)[0]:
+        try:
+            found.append(sock.recv(1 << 16, socket.MSG_DONTWAIT))
+        except ConnectionRefusedError:
+            found.append(b"refused")
+        except BlockingIOError:  # its checksum was wrong
+            continue
+    return found
+
+
+def transfer(here: socket.socket, there: socket.socket, data: bytes) -> bytes:
+    """Send on one end of a stream and read the other, both at once; return what arrived."""
+    here.setblocking(False)
+    there.setblocking(False)
+    left, got = memoryview(data), bytearray()
+    give_up = time.monotonic() + _AWAITED
+    while len(got) < len(data):
+        readable, writable, _ = select.select([there], [here] if left else [], [], _AWAITED)
+        assert readable or writable, f"{len(got)} of {len(data)} bytes arrived"
+        assert time.monotonic() < give_up, f"{len(got)} of {len(data)} bytes arrived"
+        if writable:
+            left = left[here.send(left[: 1 << 20]) :]
+        if readable:
+            part = there.recv(1 << 20)
+            if not part:
+                break
+            got += part
+    return bytes(got)
