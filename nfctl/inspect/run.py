@@ -27,6 +27,7 @@ from nfctl import errors
 from nfctl.errors import BadInput, NfctlError, Where
 from nfctl.inspect import placement
 from nfctl.inspect.worker import Job, receive, send, serve
+from nfctl.kernel import conntrack
 from nfctl.kernel.lock import DEFAULT_WAIT
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK: Final = 1.0  # seconds between looks at the rules
+_HANDLER_START: Final = 30.0  # seconds that one may take
 _PATIENCE: Final = 10.0  # seconds for workers to start, and to end
 
 
@@ -145,8 +147,11 @@ class Run:
         try:
             placement.check_free(plan, network=self.options.job.network)
             self._start(plan.rejects)
-            self._await(wake, lambda child: child.ready, _PATIENCE, "did not start")
+            patience = _PATIENCE + _HANDLER_START * len(self.options.job.handlers)
+            self._await(wake, lambda child: child.ready, patience, "did not start")
             if not self._ended_by:
+                if plan.offload:
+                    self._clear_marks()
                 self._placed = placement.place(
                     plan,
                     wait=self.options.wait,
@@ -332,6 +337,13 @@ class Run:
         send(child.control, {"capture": number}, fd)
         os.close(fd)
 
+    def _clear_marks(self) -> None:
+        """Take back what this run, or one before it, has left to the kernel."""
+        try:
+            conntrack.clear_marks(self.options.job.mask, network=self.options.job.network)
+        except NfctlError as error:
+            self.event(f"flows that a run has left to the kernel keep their verdict: {error}")
+
     # --- the end ------------------------------------------------------------------------------
 
     def _end(self, wake: socket.socket) -> None:
@@ -342,11 +354,15 @@ class Run:
                 self.report.removed = [str(part) for part in self._placed.remove()]
             except NfctlError as error:
                 failed = error
+            else:
+                if self._placed.plan.offload:
+                    self._clear_marks()
         for child in self._children:
             send(child.control, {"end": {}})
         ended, self._ended_by = self._ended_by, ""
         with contextlib.suppress(NfctlError):
-            self._await(wake, lambda child: child.done, _PATIENCE, "did not end")
+            patience = _PATIENCE + 20 * self.options.job.deadline  # for handlers to stop
+            self._await(wake, lambda child: child.done, patience, "did not end")
         self._ended_by = ended
         for child in self._children:
             child.control.close()

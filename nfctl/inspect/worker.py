@@ -13,6 +13,7 @@ the queue, so that no packet is lost. When ``run`` is gone, the worker goes, too
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -141,6 +142,7 @@ class Worker:
         if job.handlers:
             from nfctl.inspect import handlers
 
+            gc.enable()  # nfctl does without; what handlers make may be in cycles
             self._handlers = handlers.load(
                 job.handlers, trusted=os.geteuid() == 0, deadline=deadline, report=self.event
             )
