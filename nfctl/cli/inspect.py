@@ -194,7 +194,6 @@ def inspect(
         match=match,
         workers=workers,
         fanout=cpu_fanout,
-        count=count,
         duration=_seconds(duration),
         wait=wait,
         files=files,

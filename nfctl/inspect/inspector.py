@@ -45,6 +45,8 @@ _INITIAL = 1207  # UDP's length of a datagram that holds a client's QUIC Initial
 _UNCHECKED = 0x01  # NFQA_SKB_CSUMNOTREADY
 _MOST_KNOWN = 65536  # flows (a few hundred bytes each)
 _MOST_REPEATED = 256
+_MOST_HANDLED = 8  # packets at once for handlers, which may be slow
+_LONG = 0.002  # seconds after which verdicts are sent although the batch goes on
 _RECENT = 3.0  # seconds
 
 
@@ -95,6 +97,8 @@ class Inspector:
         self.logged = logged
         self.marks = marks or Marks.of(DEFAULT_MASK)
         self.limit = limit
+        if decider.handlers is not None:
+            queue.most = min(queue.most, _MOST_HANDLED)
         self.rejects = rejects
         self._shown: list[tuple[Packet, Verdict, bool]] = []
         self._known: dict[_Key, Known] = {}
@@ -158,6 +162,9 @@ class Inspector:
             octets += size
             if entry is None:
                 self._inspect(message, now)
+                if time.time() > now + _LONG:
+                    queue.send()  # the others need not wait
+                    now = self.now = time.time()
                 continue
             verdict(ident, entry.code, entry.mark)
             tally = entry.tally
@@ -173,6 +180,20 @@ class Inspector:
         self.octets += octets
         if self._shown:
             self._show()
+        return len(offsets)
+
+    def dismiss(self) -> int:
+        """Give the packets that wait the default verdict, uninspected; return how many."""
+        offsets = self.queue.fill()
+        default = self.decider.rules.default
+        for at in offsets:
+            message = self.queue.read(self.queue.buffer, at)
+            if message is not None:
+                ident, _, _, _, mark, *_ = message
+                self.queue.verdict(ident, *self.code(default, _MARK.unpack(mark)[0], False))
+                self.decider.tally(default).packets += 1
+        self.queue.send()
+        self.seen += len(offsets)
         return len(offsets)
 
     @property

@@ -204,11 +204,11 @@ class Queue:
             vector, header = self._vectors[number], self._headers[number].header
             vector.base, vector.length = base + number * self.slot, self.slot
             header.vectors, header.count = ct.addressof(vector), 1
+        self._descriptor, self._first = self._socket.fileno(), ct.addressof(self._headers)
         self._fill = ct.CDLL(None, use_errno=True).recvmmsg
         self._fill.argtypes = (ct.c_int, ct.c_void_p, ct.c_uint, ct.c_int, ct.c_void_p)
-        self._fill_arguments = (
-            self._socket.fileno(), ct.addressof(self._headers), count, _MSG_DONTWAIT, None,
-        )  # fmt: skip
+        #: How many packets are received at once, at most.
+        self.most = count
         self._readers: list[Callable[[bytearray, int], Message | None]] = []
 
     @property
@@ -228,8 +228,8 @@ class Queue:
     # --- packets in ---------------------------------------------------------------------------
 
     def fill(self) -> range:
-        """Receive what waits, at most a buffer full; return the offsets of the messages in it."""
-        got = self._fill(*self._fill_arguments)
+        """Receive what waits, :attr:`most` at most; return the offsets of the messages."""
+        got = self._fill(self._descriptor, self._first, self.most, _MSG_DONTWAIT, None)
         if got > 0:
             return self.offsets[:got]
         number = ct.get_errno()

@@ -57,7 +57,6 @@ class Options:
     match: str = ""
     workers: int = 1
     fanout: bool = False
-    count: int = 0
     duration: float = 0.0
     wait: float = DEFAULT_WAIT
     files: Files | None = None

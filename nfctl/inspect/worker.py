@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from nfctl.cli.inspect_show import Show
     from nfctl.inspect.capture import Writer
+    from nfctl.inspect.figures import Figures
     from nfctl.inspect.handlers import Handlers
     from nfctl.inspect.packet import Packet
     from nfctl.inspect.rules import Rules
@@ -75,7 +76,6 @@ class Job:
     follow: bool = False
     limit: int = 0
     rejects: bool = True
-    interval: float = _INTERVAL
 
     @property
     def rewriting(self) -> bool:
@@ -147,7 +147,6 @@ class Worker:
                 job.handlers, trusted=os.geteuid() == 0, deadline=deadline, report=self.event
             )
         _prepare(job)
-        self._colour = job.colour
         if job.show:
             from nfctl.cli.inspect_show import Show
 
@@ -192,8 +191,9 @@ class Worker:
             got = batch()
             now = time.monotonic()
             if now >= tick:
-                tick = now + self.job.interval
-                self._tell(now)
+                tick = now + _INTERVAL
+                self._tell()
+                self._listen(0)
             if got:
                 if not told and self.inspector.enough:
                     told = True
@@ -213,8 +213,9 @@ class Worker:
     def _finish(self) -> None:
         """Decide what waits; the rules are out, so that nothing more comes."""
         until = time.monotonic() + _PATIENCE
-        while time.monotonic() < until:
-            if not self.inspector.batch():
+        last = until + _PATIENCE
+        while (now := time.monotonic()) < last:
+            if not (self.inspector.batch() if now < until else self.inspector.dismiss()):
                 figures = self.figures.read(self.queue.number)
                 if figures is None or not figures.waiting:
                     break
@@ -293,11 +294,11 @@ class Worker:
         if self._writer is not None:
             self._capture(self._writer.flush)
 
-    def _tell(self, now: float) -> None:
+    def _tell(self) -> None:
         self._flush()
-        send(self.control, {"figures": self._document(self.figures.read(self.queue.number), now)})
+        send(self.control, {"figures": self._document(self.figures.read(self.queue.number))})
 
-    def _document(self, figures: Any, _now: float = 0.0) -> dict[str, Any]:
+    def _document(self, figures: Figures | None) -> dict[str, Any]:
         document = self.inspector.figures()
         document["queue"] = self.queue.number
         document["overruns"] = self.queue.overruns

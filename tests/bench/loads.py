@@ -191,7 +191,7 @@ class Strangers:
 
     Of ten, seven are DNS queries, one a QUIC Initial that is cut short, one a TCP segment with a
     ClientHello, each with a name of its own, and one with half of one, whose rest never comes. So
-    the first tenth of a million fills whatever is kept of flows, of sources and of names.
+    whatever is kept of flows, of sources and of names is soon full.
     """
 
     def __init__(self, stack: ExitStack) -> None:

@@ -197,9 +197,11 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             seconds = load.send(task["amount"] // ROUND)
         elif task["load"] == "strangers":
             strangers, seconds = Strangers(stack), 0.0
+            strangers.send(task["fill"], still_waiting)
+            used = holder.cpu()
             for _ in range(10):
                 seconds += strangers.send(task["amount"] // 10, still_waiting)
-                marks.append(holder.peak())
+                marks.append((seconds, holder.cpu() - used, holder.peak()))
         else:
             stream = Stream(stack, cpus[-1])
             seconds = stream.send(task["amount"])

@@ -46,7 +46,8 @@ _FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _AWAITED: Final = 10 * SLOWNESS  # seconds for what is sure to come
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_SET: Final = {"rx": 0x15, "tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
-_IP_RECVERR, _IPV6_RECVERR = 11, 25
+_RECVERR: Final = {4: 11, 6: 25}  # IP_RECVERR, ip(7)
+_TRANSPARENT: Final = {4: 19, 6: 75}
 
 
 class Net:
@@ -72,12 +73,10 @@ class Net:
             client.route("default", via=ROUTER[family])
         server.route("default", via="10.77.0.1")
         server.route("default", via="fd77::1")
-        self._open = contextlib.ExitStack()
-        self._cores: dict[str, Any] = {}
-
+        self.open = contextlib.ExitStack()
     def close(self) -> None:
         """Close all sockets: an open one keeps its namespace."""
-        self._open.close()
+        self.open.close()
 
     # --- sockets ------------------------------------------------------------------------------
 
@@ -87,17 +86,16 @@ class Net:
         """Make a socket inside a host; whatever it waits for comes soon, or TimeoutError."""
         with netns.entered(host.namespace):
             made = socket.socket(family, kind, protocol)
-        self._open.callback(made.close)
+        self.open.callback(made.close)
         made.settimeout(_AWAITED)
         return made
 
     def udp(self, host: Host, family: int, address: str = "", port: int = 0) -> socket.socket:
-        """Make a UDP socket that hears of ICMP errors, bound where it is said."""
+        """Make a UDP socket that hears of ICMP errors, bound to any address that is said."""
         made = self.socket(host, _FAMILY[family])
-        if family == 4:
-            made.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-        else:
-            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
+        for option in (_RECVERR, _TRANSPARENT):
+            made.setsockopt(level, option[family], 1)
         made.bind((address, port))
         return made
 
@@ -112,6 +110,8 @@ class Net:
         """Make a TCP socket that listens on all addresses of a host."""
         made = self.socket(host, _FAMILY[family], socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == 6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(("", port))
         made.listen()
         return made
@@ -122,7 +122,7 @@ class Net:
         here = self.socket(self.client, _FAMILY[family], socket.SOCK_STREAM)
         here.connect((SERVER[family], port))
         there, _ = listening.accept()
-        self._open.callback(there.close)
+        self.open.callback(there.close)
         there.settimeout(_AWAITED)
         listening.close()
         return here, there
@@ -220,7 +220,8 @@ def ethtool(asked: socket.socket, interface: str, command: int, value: int) -> N
 class Inspection:
     """A running ``nfctl inspect --json``; use it in a ``with`` block, or :meth:`end` it.
 
-    ``rules`` is the text of a rules file, ``families`` where its rules are waited for.
+    ``rules`` is the text of a rules file, ``handler`` of a module with the handler of that name,
+    ``families`` where its rules are waited for.
     After :meth:`end` ``records`` are its packets, ``notes`` what it said, and the JSON document
     with which it ended is what ``end`` returns.
     """
@@ -232,6 +233,7 @@ class Inspection:
         words: Sequence[str],
         *,
         rules: str = "",
+        handler: str = "",
         chains: str = "FORWARD",
         families: Sequence[int] = FAMILIES,
         queue: int = 0,
@@ -244,9 +246,12 @@ class Inspection:
         self._document: dict[str, Any] | None = None
         argv = [*NFCTL, "inspect", "--json", "--chain", chains, *words]
         # A file never makes the inspection wait.
-        self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by end()
-        self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+        self._out = net.open.enter_context(tempfile.TemporaryFile("w+b"))
+        self._err = net.open.enter_context(tempfile.TemporaryFile("w+b"))
         options: dict[str, Any] = {"stdout": self._out, "stderr": self._err}
+        if handler:  # only root may write to a host's /run
+            (host.directory / "handler.py").write_text(handler)
+            argv += ["--handler", "/run/handler.py:handler"]
         if rules:
             argv += ["--rules", "-"]
             options["stdin"] = subprocess.PIPE
@@ -290,26 +295,24 @@ class Inspection:
         data = os.pread(self._out.fileno(), 1 << 28, 0)
         return [json.loads(line) for line in data.splitlines(keepends=True) if line[-1:] == b"\n"]
 
-    def end(self, number: signal.Signals = signal.SIGTERM, code: int = 0) -> dict[str, Any]:
+    def end(self, number: signal.Signals = signal.SIGTERM, code: int = 0) -> Any:
         """Send a signal, wait for the end and return the document of the end."""
         __tracebackhide__ = True
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.wait(code)
 
-    def wait(self, code: int = 0) -> dict[str, Any]:
+    def wait(self, code: int = 0) -> Any:
         """Wait for the end and return the document of the end."""
         __tracebackhide__ = True
         assert self.process.wait(timeout=PATIENCE) == code, self.said()
-        assert not self.said() or code, self.said()
+        assert bool(self.said()) == bool(code), self.said()
         found = self.seen()
-        self._out.close()
-        self._err.close()
         self.records = [one for one in found if "event" not in one]
         self.notes = [one["text"] for one in found if one.get("event") == "note"]
         ends = [one for one in found if one.get("event") == "end"]
-        assert len(ends) == (not code), found
-        self._document = ends[0] if ends else {}
+        assert len(ends) == 1, found
+        self._document = ends[0]
         return self._document
 
     def workers(self) -> list[int]:

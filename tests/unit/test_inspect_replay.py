@@ -74,7 +74,6 @@ def test_a_flow_is_decided_by_its_name() -> None:
         "offloaded": 0,
         "rewritten": 0,
     }
-    assert own.hits == [2]
 
 
 def test_names_can_be_allowed() -> None:

@@ -46,7 +46,7 @@ def test_no_rules() -> None:
         assert own.decide(SYN, 0.0) is own.default
         assert own.plan(TCP_ONLY, UNKNOWN).fixed is own.default
         flags = (
-            own.wants_names, own.wants_payload, own.rejects, own.rewrites, own.offloads,
+            own.wants_names, own.reads_payload, own.rejects, own.rewrites, own.offloads,
             own.regexes, own.stateful,
         )  # fmt: skip
         assert flags == (False,) * 7
@@ -82,25 +82,25 @@ def test_verdicts() -> None:
 @pytest.mark.parametrize(
     ("rule", "flags"),
     [
-        ("{when: {tls.sni: x}, verdict: drop}", {"wants_names", "wants_payload"}),
-        ("{when: {not: {any: [{dns.qname: x}]}}, verdict: drop}", {"wants_payload"}),
-        ("{when: {payload: {hex: ab}}, verdict: drop}", {"wants_payload"}),
-        ("{when: {payload: ab}, verdict: drop}", {"wants_payload", "regexes"}),
+        ("{when: {tls.sni: x}, verdict: drop}", {"wants_names"}),
+        ("{when: {not: {any: [{dns.qname: x}]}}, verdict: drop}", {"reads_payload"}),
+        ("{when: {payload: {hex: ab}}, verdict: drop}", {"reads_payload"}),
+        ("{when: {payload: ab}, verdict: drop}", {"reads_payload", "regexes"}),
         ("{when: {len: 5}, verdict: drop}", set()),
         ("{verdict: reject}", {"rejects"}),
         ("{verdict: drop, for: 5}", {"stateful"}),
         ("{when: {rate: 5/s}, verdict: drop}", {"stateful"}),
-        ("{verdict: set, set: {ttl: 1}}", {"rewrites", "wants_payload"}),
+        ("{verdict: set, set: {ttl: 1}}", {"rewrites"}),
         (
             "{verdict: set, set: {payload: {replace: a, with: b}}}",
-            {"rewrites", "wants_payload", "regexes"},
+            {"rewrites", "regexes"},
         ),
     ],
 )
 def test_what_rules_need(rule: str, flags: set[str]) -> None:
     """What the rules need and answer is known before the first packet."""
     own = rules(f"- {rule}")
-    known = "wants_names wants_payload rejects rewrites offloads regexes stateful".split()
+    known = "wants_names reads_payload rejects rewrites offloads regexes stateful".split()
     assert {name for name in known if getattr(own, name)} == flags
 
 
@@ -219,14 +219,6 @@ def test_names_of_other_protocols_are_not_waited_for() -> None:
     fixed = own.plan(TCP_ONLY._replace(proto=1), UNKNOWN).fixed
     assert fixed is not None
     assert fixed.by == "rule 1"
-
-
-def test_packets_are_counted_for_their_rules() -> None:
-    """Counters stand in the order of the rules; the default's packets are nobody's."""
-    own = rules("- {when: {dport: 1}, verdict: drop}", "- {when: {dport: 443}, verdict: drop}")
-    for packet in (SYN, DATA, MALFORMED):
-        own.count(own.decide(packet, 0.0))
-    assert own.hits == [0, 2]
 
 
 # --- what it costs --------------------------------------------------------------------------------

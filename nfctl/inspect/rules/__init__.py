@@ -25,7 +25,8 @@ Keys of a rule
     ``for``: how long (``90s``, ``10m``, ``1h30m``, ``2d``, or seconds) the verdict stays for all
     packets of the same flow, without asking any rule. Not with ``set`` and ``repeat``.
     ``per``: whose packets that are: ``flow`` (both directions), ``source`` (those with the same
-    source address) or ``destination``. 65,536 of each kind are remembered.
+    source address) or ``destination``. 65,536 of each kind are remembered, by each worker for
+    itself.
 
     ``offload: flow``: the kernel accepts or drops the rest of the flow by itself, at full speed.
 
@@ -87,7 +88,8 @@ Conditions, the keys of ``when``
     ``{over: 100/s, per: source, burst: 200}``. ``per``: for each ``source`` (if nothing is said),
     ``destination`` or ``flow``. ``burst``: so many at once are allowed, without it as many as
     ``over`` says. It stands in ``when`` itself and is asked last: only packets that fulfil all
-    its other conditions count. The 65,536 sources that sent last are kept apart.
+    its other conditions count. The 65,536 sources that sent last are kept apart; with several
+    workers, each counts what it gets.
 
 Examples::
 

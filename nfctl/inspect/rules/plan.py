@@ -197,11 +197,10 @@ class Rules:
     """The verdict rules of a file, the first that matches decides; see the package.
 
     ``default`` is the verdict where none does, ``malformed`` that of malformed packets.
-    ``remembered`` are the verdicts that last; ``hits`` counts packets, as ``rules`` are ordered.
-    What the rules need is known beforehand: ``wants_names`` a flow's ClientHello,
-    ``reads_payload`` what packets carry, ``wants_payload`` that, names, or whole packets to
-    rewrite, ``regexes`` a deadline, ``stateful`` to see each packet; what they answer too:
-    ``rejects``, ``rewrites``, ``offloads``.
+    ``remembered`` are the verdicts that last. What the rules need is known beforehand:
+    ``wants_names`` a flow's ClientHello, ``reads_payload`` what packets carry, ``regexes`` a
+    deadline, ``stateful`` a memory from packet to packet (rates, verdicts that last); what they
+    answer too: ``rejects``, ``rewrites``, ``offloads``.
     """
 
     def __init__(
@@ -211,8 +210,6 @@ class Rules:
         self.default = default if isinstance(default, Verdict) else Verdict(default)
         self.malformed = Verdict(self.default.action, "malformed")
         self.remembered = Remembered()
-        self.hits = [0] * len(self.rules)
-        self._numbers = {rule.name: number for number, rule in enumerate(self.rules)}
         found = [leaf for rule in self.rules for leaf in rule.leaves]
         self._hello = [leaf for leaf in found if isinstance(leaf, OfHello)]
         self._payload = [leaf for leaf in found if isinstance(leaf, OfPayload)]
@@ -220,7 +217,6 @@ class Rules:
         self.wants_names = bool(self._hello)
         self.rewrites = any(verdict.rewrite is not None for verdict in verdicts)
         self.reads_payload = bool(self._payload)
-        self.wants_payload = self.wants_names or self.rewrites or self.reads_payload
         self.regexes = any(
             leaf.key == "payload" and any(kind == REGEX for kind, _ in leaf.values)
             for leaf in found
@@ -293,12 +289,6 @@ class Rules:
     def remembers(self, packet: Packet) -> bool:
         """Whether a verdict that lasts may be remembered for a packet."""
         return self.remembered.holds(packet)
-
-    def count(self, verdict: Verdict) -> None:
-        """Count a packet for the rule that decided it, if one did."""
-        number = self._numbers.get(verdict.by)
-        if number is not None:
-            self.hits[number] += 1
 
 
 #: No rules at all: every packet is accepted.
