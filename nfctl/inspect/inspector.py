@@ -44,7 +44,9 @@ _OPEN_OR_END, _SYN = 0x07, 0x02  # FIN, SYN, RST
 _INITIAL = 1207  # UDP's length of a datagram that holds a client's QUIC Initial is more
 _UNCHECKED = 0x01  # NFQA_SKB_CSUMNOTREADY
 _MOST_KNOWN = 65536  # flows (a few hundred bytes each)
-_MOST_REPEATED = 256
+_MOST_REPEATED = 8192  # packets that were sent through mangle again; more than a queue's length
+_FEW, _MANY = 8, 32  # times that a packet comes again before it is let go
+_AT_ONCE = 0.5  # seconds between two of them
 _MOST_HANDLED = 8  # packets at once for handlers, which may be slow
 _LONG = 0.002  # seconds after which verdicts are sent although the batch goes on
 _RECENT = 3.0  # seconds
@@ -106,7 +108,7 @@ class Inspector:
         self._quick = show is None and decider.handlers is None
         self.seen = 0
         self.octets = 0
-        self._repeated: dict[int, None] = {}
+        self._repeated: dict[int, tuple[int, float]] = {}
         self.now = 0.0
         self._devices: dict[bytes, str] = {_NONE4: ""}
         self._devices_until = 0.0
@@ -243,7 +245,7 @@ class Inspector:
         flow = packet.flow
         offloading = self.decider.leaves(packet, verdict)
         repeating = offloading or verdict.action is Action.REPEAT
-        if repeating and self._came_back(packet):
+        if repeating and self._came_back(packet, _FEW if offloading else _MANY):
             offloading = repeating = False
             if verdict.action is Action.REPEAT:
                 verdict = replace(verdict, action=Action.ACCEPT)
@@ -258,18 +260,23 @@ class Inspector:
             tally = self.decider.tally(verdict)
             self._remember(message, packet, Known(code, new_mark, tally, flow), verdict)
 
-    def _came_back(self, packet: Packet) -> bool:
-        """Return whether a packet that was sent through mangle again lost its mark there.
+    def _came_back(self, packet: Packet, rounds: int) -> bool:
+        """Return whether a packet that is sent through mangle again keeps losing its mark there.
 
-        A rule that sets the whole mark would have it queued again without end.
+        A rule that sets the whole mark would have it queued again without end. Some packets are
+        alike to the last byte, above all those of IPv6, which have no number: so many of them,
+        in quick succession, may be different ones.
         """
-        ours = hash(packet.data)
-        if ours in self._repeated:
-            self.decider.failed("a packet came twice: does a rule of mangle overwrite our mark?")
+        ours, repeated = hash(packet.data), self._repeated
+        times, last = repeated.pop(ours, (0, 0.0))
+        if self.now > last + _AT_ONCE:
+            times = 0
+        if times >= rounds:
+            self.decider.failed("a packet came again: does a rule of mangle overwrite our mark?")
             return True
-        if len(self._repeated) >= _MOST_REPEATED:
-            self._repeated.pop(next(iter(self._repeated)))
-        self._repeated[ours] = None
+        if len(repeated) >= _MOST_REPEATED:
+            del repeated[next(iter(repeated))]
+        repeated[ours] = times + 1, self.now
         return False
 
     def _remember(self, message: Message, packet: Packet, entry: Known, verdict: Verdict) -> None:

@@ -127,6 +127,7 @@ class Worker:
         self._writer: Writer | None = None
         self._handlers: Handlers | None = None
         self._ending = False
+        self._orphan = False
         self._fds: list[int] = []
         with netns.entered(job.network):
             self.queue = Queue(
@@ -211,7 +212,13 @@ class Worker:
         self._finish()
 
     def _finish(self) -> None:
-        """Decide what waits; the rules are out, so that nothing more comes."""
+        """Decide what waits, and leave; the rules are out, so that nothing more comes."""
+        if self._orphan:  # the rules are still there, and pass what finds no listener
+            until = time.monotonic() + _FLUSH
+            while self.inspector.dismiss() and time.monotonic() < until:
+                pass
+            self.queue.close()
+            return
         until = time.monotonic() + _PATIENCE
         last = until + _PATIENCE
         while (now := time.monotonic()) < last:
@@ -246,7 +253,9 @@ class Worker:
         if ready:
             message, fds = receive(self.control)
             self._fds += fds
-            if message is None or "end" in message:
+            if message is None:
+                self._orphan = self._ending = True
+            elif "end" in message:
                 self._ending = True
 
     def _next_file(self, number: int) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from nfctl.inspect.flows import Flow
 from nfctl.inspect.packet import Packet
 from nfctl.inspect.payloads.tls import ClientHello
 from nfctl.inspect.rules import UNKNOWN, Facts, load
-from nfctl.inspect.rules.sets import Addresses, Names
+from nfctl.inspect.rules.sets import Addresses, Names, Texts
 
 V4 = IP(src="192.0.2.1", dst="198.51.100.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8:1::2")
@@ -230,7 +231,8 @@ def test_what_is_undecided_does_not_hide_the_rest() -> None:
 def test_fragments_have_no_ports() -> None:
     """No condition about ports holds for a fragment but the first, be it IPv4's or IPv6's."""
     later = V6 / IPv6ExtHdrFragment(nh=17, offset=4, m=0) / Raw(b"x" * 40)
-    for built in (fragment(8, False), later):
+    of_tcp = IP(proto=6, frag=8) / Raw(bytes(40))
+    for built in (fragment(8, False), later, of_tcp):
         asked = packet(built)
         assert not asked.malformed
         assert not matches("{dport: 0-65535}", asked)
@@ -250,10 +252,36 @@ def test_names_in_any_number_cost_the_same() -> None:
     assert not names._globs
 
 
+@pytest.mark.parametrize(
+    ("word", "yes", "no"),
+    [
+        ("ab*ba", "abba", "aba"),
+        ("a*b*c", "axbxbc", "axc"),
+        ("*a*", "xax", "xx"),
+        ("a*a*a", "aaa", "aa"),
+        ("*.a*b", "x.a.b", "xa.b"),
+        ("**", "x", ""),
+    ],
+)
+def test_globs(word: str, yes: str, no: str) -> None:
+    """A star stands for any characters, none of which is counted twice."""
+    for kind in (Names, Texts):
+        assert yes in kind([word])
+        assert no not in kind([word])
+
+
+def test_a_glob_is_quick_on_any_text() -> None:
+    """No text makes a glob try again and again, as a regular expression would."""
+    start = time.perf_counter()
+    assert "a" * 65000 not in Texts(["*" + "a*" * 50 + "b"])
+    assert "a" * 65000 not in Names(["*" + "a*" * 50 + "b"])
+    assert time.perf_counter() - start < 1
+
+
 def test_ranges_of_addresses_are_put_together() -> None:
     """Ranges of many addresses, touching and overlapping, hold what one by one would."""
     base = int.from_bytes(bytes([10, 0, 0, 0]))
-    pairs = [(0, 4), (5, 5), (3, 9), (20, 30), (32, 32)]
+    pairs = [(5, 9), (0, 4), (20, 30), (22, 25), (32, 32)]
     own = Addresses((4, base + low, base + high) for low, high in pairs)
     held = [n for n in range(40) if (base + n).to_bytes(4) in own]
     assert held == [n for n in range(40) if any(low <= n <= high for low, high in pairs)]

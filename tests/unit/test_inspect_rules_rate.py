@@ -120,6 +120,12 @@ def test_only_what_fulfils_all_other_conditions_counts() -> None:
     assert rules.stateful
 
 
+def test_rules_behind_a_rate() -> None:
+    """What is not over a rate is decided by the rules behind it, whatever else is asked."""
+    rules = load("rules: [{when: {rate: 1/s}, verdict: drop}, {verdict: reject}]", "f")
+    assert [rules.decide(ONE, 0.0).action for _ in range(2)] == [Action.REJECT, Action.DROP]
+
+
 def test_rate_as_one_word() -> None:
     """Without more said it is per source, and its burst is its number."""
     rules = load("rules: [{when: {rate: 3/h}, verdict: drop}]", "f")
@@ -222,6 +228,8 @@ def test_what_has_ended_is_forgotten() -> None:
     assert len(remembered) == 79
     assert remembered.find(ONE, 12.5) is None  # not again so soon
     assert len(remembered) == 79
+    assert remembered.find(numbered(25), 12.5) is None  # and yet what has ended is not found
+    assert remembered.find(numbered(26), 12.5) is BAN
     assert remembered.find(ONE, 100.0) is None
     assert not remembered
     assert len(remembered) == 0

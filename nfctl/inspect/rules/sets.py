@@ -178,7 +178,7 @@ class Glob:
             if at < 0:
                 return False
             at += len(piece)
-        return at <= end
+        return True
 
 
 def globs(words: Iterable[str]) -> tuple[Glob, ...]:
