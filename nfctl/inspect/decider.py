@@ -92,6 +92,8 @@ class Decider:
                     packet.undecided()
                 elif decided is not None:
                     verdict = decided
+                    if verdict.lasts:
+                        self.rules.remembered.add(packet, verdict, now)
         if verdict.rewrite is not None:
             self._rewrite(packet, verdict.rewrite)
         self.rewritten += packet.replacement is not None and verdict.action in _SENT_ON

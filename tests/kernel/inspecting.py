@@ -96,6 +96,7 @@ class Net:
         level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
         for option in (_RECVERR, _TRANSPARENT):
             made.setsockopt(level, option[family], 1)
+        _only(made, family)
         made.bind((address, port))
         return made
 
@@ -110,8 +111,7 @@ class Net:
         """Make a TCP socket that listens on all addresses of a host."""
         made = self.socket(host, _FAMILY[family], socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == 6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _only(made, family)
         made.bind(("", port))
         made.listen()
         return made
@@ -206,6 +206,12 @@ class Net:
     def inspect(self, host: Host, *words: str, **options: Any) -> Inspection:
         """Start ``nfctl inspect`` in a host and wait until its rules are in place."""
         return Inspection(self, host, words, **options)
+
+
+def _only(sock: socket.socket, family: int) -> None:
+    """Leave the port to IPv4's sockets, too."""
+    if family == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 def ethtool(asked: socket.socket, interface: str, command: int, value: int) -> None:

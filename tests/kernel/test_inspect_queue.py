@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import select
 import socket
@@ -17,7 +16,14 @@ from nfctl.errors import BadInput, Locked, NfctlError, NotPermitted
 from nfctl.inspect.privileges import drop
 from nfctl.inspect.queue import CHAINS, NF_ACCEPT, NF_DROP, NF_REPEAT, Message, Queue
 from nfctl.kernel import netns
-from tests.kernel.inspecting import CLIENT, FAMILIES, PORT, SERVER, SHORT, network, receive, transfer
+from tests.kernel.inspecting import (
+    FAMILIES,
+    PORT,
+    SERVER,
+    SHORT,
+    network,
+    receive,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,9 +108,9 @@ class Ours:
                     continue
                 message = Message(*found)
                 data = bytes(queue.buffer[message.start : message.end])
-                words = (int.from_bytes(x) for x in (message.mark, message.indev, message.outdev))
+                indev, outdev, mark = (int.from_bytes(word) for word in message[2:5])
                 self.messages.append(message)
-                self.seen.append(Seen(message.hook, *words, data))
+                self.seen.append(Seen(message.hook, mark, indev, outdev, data))
                 self.decide(queue, message.ident, len(self.seen) - 1)
             queue.send()
 
@@ -131,9 +137,9 @@ def until(number: int, *queues: Ours | Oracle) -> None:
 
 @contextlib.contextmanager
 def both(host: Host, **options: Any) -> Iterator[tuple[Ours, Oracle]]:
-    with contextlib.closing(Ours(host, **options)) as ours:
-        with contextlib.closing(Oracle(host)) as theirs:
-            yield ours, theirs
+    closing = contextlib.closing
+    with closing(Ours(host, **options)) as ours, closing(Oracle(host)) as theirs:
+        yield ours, theirs
 
 
 def table(name: str, *rules: str) -> str:

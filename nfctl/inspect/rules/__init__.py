@@ -9,7 +9,7 @@
 
 The first rule that matches decides; a rule without ``when`` matches every packet. A malformed
 packet gets the default verdict (reported as ``malformed``), unless a rule says
-``malformed: true``: other rules do not see it.
+``malformed: true``: other rules do not see it, but a drop or reject that still lasts does.
 
 Keys of a rule
     ``verdict``: ``accept``: the packet goes on to the next table, where the firewall decides as

@@ -21,7 +21,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from nfctl.inspect.rules.classes import Classes
-from nfctl.inspect.rules.conditions import DNS_RANGES
 from nfctl.inspect.rules.expression import (
     UNKNOWN,
     Facts,
@@ -36,6 +35,7 @@ from nfctl.inspect.rules.expression import (
     simplify,
 )
 from nfctl.inspect.rules.payload import REGEX
+from nfctl.inspect.rules.protocols import DNS_RANGES
 from nfctl.inspect.rules.remembered import Remembered
 from nfctl.inspect.verdict import Action, Verdict
 
