@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nfctl.cli.answer import print_json, write
-from nfctl.cli.common import WAIT, Json, Netns, Wait
+from nfctl.cli.common import WAIT, Netns, Wait
 from nfctl.cli.inspect_report import lines
 from nfctl.errors import BadInput
 
@@ -58,7 +58,10 @@ def inspect(
     top: Annotated[
         bool, _option(_SEE, "--top", help="A live view of flows, rates, verdicts and the queue.")
     ] = False,
-    json: Json = False,
+    json: Annotated[
+        bool, _option(_SEE, "--json", help="Print JSON, one record a line; the last says what was "
+                      "seen in all.")
+    ] = False,
     write_to: Annotated[
         str, _option(_SEE, "--write", metavar="FILE.pcapng", help="Write packets to a file, with "
                      "the verdict of each as its comment.")
@@ -144,9 +147,10 @@ def inspect(
     rejected, marked or rewritten. The rules that queue packets are gone when the command ends;
     should it be killed, traffic passes, and the next run cleans up.
 
-    [bold]Examples:[/bold] sudo nfctl inspect --match '-p tcp --dport 443' --count 10;
-    sudo nfctl inspect -c FORWARD --rules verdicts.yaml --offload;
-    nfctl inspect --check verdicts.yaml; nfctl inspect --read trace.pcap --rules verdicts.yaml
+    Verdict rules are checked (--check FILE) and tried on a capture (--read FILE.pcap) without
+    root.
+
+    [bold]Example:[/bold] sudo nfctl inspect --chain FORWARD --match '-p tcp --dport 443' --count 10
     """
     if show not in _KINDS:
         msg = f"--show {show}: known are {', '.join(_KINDS)}"

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -74,6 +75,9 @@ class Net:
         server.route("default", via="10.77.0.1")
         server.route("default", via="fd77::1")
         self.open = contextlib.ExitStack()
+        # a burst of rejections is answered in full
+        self.write(router, "ipv4/icmp_msgs_per_sec", "1000000")
+        self.write(router, "ipv4/icmp_msgs_burst", "1000000")
     def close(self) -> None:
         """Close all sockets: an open one keeps its namespace."""
         self.open.close()
@@ -167,6 +171,11 @@ class Net:
         """Read a file below /proc/net as a host sees it."""
         with netns.entered(host.namespace), open(f"/proc/thread-self/net/{path}") as file:  # noqa: PTH123
             return file.read()
+
+    def write(self, host: Host, sysctl: str, value: str) -> None:
+        """Set a sysctl of net in a host."""
+        with netns.entered(host.namespace):
+            Path(f"/proc/sys/net/{sysctl}").write_text(value, encoding="ascii")
 
     def checksum_errors(self, host: Host) -> int:
         """Return how many packets with a wrong checksum a host has received so far."""
