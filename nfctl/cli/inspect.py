@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import print_json
 from nfctl.cli.common import WAIT, Netns, Wait
-from nfctl.cli.inspect_report import lines
+from nfctl.cli.inspect_report import Teller
 from nfctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -157,6 +156,7 @@ def inspect(
         raise BadInput(msg)
     if json:
         show = "json"
+    json = show == "json"
     if check:
         return _check(check, json)
     if clean:
@@ -191,7 +191,7 @@ def inspect(
         limit=count,
     )
     if read:
-        return _read(read, job, files, quiet=quiet)
+        return _read(read, job, files, quiet=quiet, json=json)
     options = Options(
         job=job,
         chains=tuple(name for words in chain or ["INPUT"] for name in words.split(",")),
@@ -203,10 +203,8 @@ def inspect(
         files=files,
     )
     report = _top(options, json) if top else _run(options, json)
-    if report.lost:
-        from nfctl.inspect.run import WorkerLost
-
-        raise WorkerLost(report.lost, hint="the rules were taken out; traffic passes")
+    if report.failed is not None:
+        raise report.failed
     return None
 
 
@@ -216,8 +214,9 @@ def inspect(
 def _run(options: Options, json: bool) -> Report:
     from nfctl.inspect.run import Run
 
-    report = Run(options, event=_event(json)).run()
-    _finish(report.document(), json)
+    tell = Teller(json=json)
+    report = Run(options, event=tell).run()
+    tell.finish(report.document())
     return report
 
 
@@ -228,41 +227,18 @@ def _top(options: Options, json: bool) -> Report:
     with Top(json=json) as top:
         keys = top.key if top.interactive else None
         report = Run(options, event=top.event, figures=top.feed, keys=keys).run()
-    _finish(report.document(), json)
+    Teller(json=json).finish(report.document())
     return report
 
 
-def _event(json: bool) -> Any:
-    from json import dumps
-
-    def tell(text: str) -> None:
-        if json:
-            record = {"event": "note", "time": round(time.time(), 6), "text": text}
-            write(dumps(record) + "\n")
-        else:
-            print(f"nfctl: {text}", file=sys.stderr, flush=True)
-
-    return tell
-
-
-def _finish(document: dict[str, Any], json: bool) -> None:
-    if json:
-        import json as encoder
-
-        write(encoder.dumps(document) + "\n")
-        return
-    for text in lines(document):
-        print(f"nfctl: {text}", file=sys.stderr)
-
-
-def _read(file: str, job: Job, files: Files | None, *, quiet: bool) -> None:
+def _read(file: str, job: Job, files: Files | None, *, quiet: bool, json: bool) -> None:
     from nfctl.cli.inspect_show import Show
     from nfctl.inspect import handlers, replay
     from nfctl.inspect.capture import Writer, read
     from nfctl.inspect.deadline import Deadline
 
     deadline = Deadline(job.deadline)
-    tell = _event(job.show == "json")
+    tell = Teller(json=json)
     loaded = None
     if job.handlers:
         trusted = os.geteuid() == 0
@@ -281,7 +257,7 @@ def _read(file: str, job: Job, files: Files | None, *, quiet: bool) -> None:
             show.close()
         if writer is not None:
             writer.close()
-    _finish({"event": "end", **result.figures()}, job.show == "json")
+    tell.finish({"event": "end", **result.figures()})
 
 
 def _check(file: str, json: bool) -> None:

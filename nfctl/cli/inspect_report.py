@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.inspect.text import safe
 
@@ -11,6 +14,43 @@ if TYPE_CHECKING:
 
 _DONE = {"accept": "accepted", "drop": "dropped", "reject": "rejected", "repeat": "repeated"}
 _MOST = 10  # rules and names that are listed
+_LONGEST: Final = 1000  # characters of an event
+_DAY: Final = 86400.0  # seconds: whoever reads may take their time
+
+
+class Teller:
+    """Says what happens beside the packets: on standard error, or as records of JSON's output.
+
+    Never waits for its reader before the end, since rules that queue packets are in place. What
+    nobody reads any more is said to nobody.
+    """
+
+    def __init__(self, *, json: bool = False) -> None:
+        from nfctl.cli.inspect_show import Output
+
+        self.json = json
+        self._out = Output(1 if json else 2)
+
+    def __call__(self, text: str) -> None:
+        """Say it now."""
+        if self.json:
+            self._write(json.dumps({"event": "note", "time": round(time.time(), 6), "text": text}))
+        else:
+            self._write(f"nfctl: {safe(text, _LONGEST)}")
+
+    def finish(self, document: dict[str, Any]) -> None:
+        """Give the report, and wait until it was read."""
+        if self.json:
+            self._write(json.dumps(document))
+        else:
+            self._write(*(f"nfctl: {text}" for text in lines(document)))
+        with contextlib.suppress(OSError):
+            self._out.flush(_DAY)
+            self._out.close()
+
+    def _write(self, *texts: str) -> None:
+        with contextlib.suppress(OSError):
+            self._out.write(*(f"{text}\n".encode("utf-8", "backslashreplace") for text in texts))
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from nfctl.inspect.verdict import Action, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nfctl.inspect.countdown import Countdown
     from nfctl.inspect.decider import Decider, Tally
     from nfctl.inspect.flows import Flow
     from nfctl.inspect.queue import Message, Queue
@@ -77,8 +78,8 @@ class Inspector:
 
     ``show(packet, verdict, hello)`` is called for each packet after its verdict was sent, where
     packets are shown or captured; ``hello`` is whether this packet completed its flow's
-    ClientHello. ``logged(packet, verdict)`` is called for verdicts that say ``log``. ``limit`` is
-    how many packets are shown, 0 for all. ``rejects`` is whether rules in filter reject what is
+    ClientHello. ``logged(packet, verdict)`` is called for verdicts that say ``log``. ``limit``
+    counts how many are shown, None for all. ``rejects`` is whether rules in filter reject what is
     marked so; else it is dropped.
     """
 
@@ -90,7 +91,7 @@ class Inspector:
         show: Callable[[Packet, Verdict, bool], None] | None = None,
         logged: Callable[[Packet, Verdict], None] | None = None,
         marks: Marks | None = None,
-        limit: int = 0,
+        limit: Countdown | None = None,
         rejects: bool = True,
     ) -> None:
         self.queue = queue
@@ -121,10 +122,11 @@ class Inspector:
             return 0
         now = self.now = time.time()
         buffer, read, verdict, known = queue.buffer, queue.read, queue.verdict, self._known
-        octets = 0
+        octets = others = 0
         for at in offsets:
             message = read(buffer, at)
             if message is None:
+                others += 1
                 continue
             ident, hook, indev, outdev, mark, _, length, _, start, end = message
             size = end - start
@@ -178,10 +180,12 @@ class Inspector:
                 flow.octets += size
                 flow.last = now
         queue.send()
-        self.seen += len(offsets)
+        decided = len(offsets) - others
+        self.seen += decided
         self.octets += octets
+        wanted = decided if self.limit is None else self.limit.take(decided)
         if self._shown:
-            self._show()
+            self._show(wanted)
         return len(offsets)
 
     def dismiss(self) -> int:
@@ -201,19 +205,16 @@ class Inspector:
     @property
     def enough(self) -> bool:
         """Whether as many packets were seen as there was a limit for."""
-        return bool(self.limit) and self.seen >= self.limit
+        return self.limit is not None and self.limit.over
 
-    def _show(self) -> None:
+    def _show(self, wanted: int) -> None:
         shown, self._shown = self._shown, []
         if self.logged is not None:
             for packet, verdict, _ in shown:
                 if verdict.log:
                     self.logged(packet, verdict)
         if self.show is not None:
-            left = len(shown)
-            if self.limit:
-                left = max(0, self.limit - (self.seen - len(shown)))
-            for packet, verdict, hello in shown[:left]:
+            for packet, verdict, hello in shown[:wanted]:
                 self.show(packet, verdict, hello)
 
     # --- the long way -------------------------------------------------------------------------

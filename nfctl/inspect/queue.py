@@ -143,7 +143,7 @@ class Queue:
         answer = self._ask(_attribute(_CFG_CMD, struct.pack(">BxH", _BIND, 0)))
         if answer in {errnos.EPERM, errnos.EACCES}:
             # the kernel's answer for a queue that is taken, too
-            if os.geteuid() == 0 or _may_administer():
+            if _may_administer():
                 msg = f"queue {self.number} belongs to another program"
                 raise Locked(msg, hint="name another one with --queue")
             msg = "packets cannot be queued to this program"
@@ -220,6 +220,18 @@ class Queue:
     def fileno(self) -> int:
         """Return the descriptor, which is readable when packets wait."""
         return self._socket.fileno()
+
+    def let_pass(self) -> None:
+        """Have the kernel accept what comes from now on; what waits is still to be decided.
+
+        So nothing is lost when the queue is left while rules still queue packets to it.
+        """
+        flags = struct.pack(">I", _FAIL_OPEN)
+        body = _attribute(_CFG_LENGTH, _NONE4)
+        body += _attribute(_CFG_MASK, flags) + _attribute(_CFG_FLAGS, flags)
+        # without an answer, which would be among the packets
+        self._put(self._message(_CONFIG, body))
+        self.send()
 
     def close(self) -> None:
         """Leave the queue. The kernel drops what still waits for a verdict."""

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 from nfctl import errors
 from nfctl.errors import BadInput, NfctlError, Where
 from nfctl.inspect import placement
+from nfctl.inspect.countdown import Countdown
 from nfctl.inspect.worker import Job, receive, send, serve
-from nfctl.kernel import conntrack
+from nfctl.kernel import conntrack, netns
 from nfctl.kernel.lock import DEFAULT_WAIT
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 
     from nfctl.inspect.capture import Files
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LOOK: Final = 1.0  # seconds between looks at the rules
+_TRACKED: Final = "/proc/sys/net/netfilter/nf_conntrack_count"
 _HANDLER_START: Final = 30.0  # seconds that one may take
 _PATIENCE: Final = 10.0  # seconds for workers to start, and to end
 
@@ -64,13 +66,16 @@ class Options:
 
 @dataclass(slots=True)
 class Report:
-    """What a run has seen: the sums of its workers' figures, and one document a queue."""
+    """What a run has seen: the sums of its workers' figures, and one document a queue.
+
+    ``failed`` is what ended it, or went wrong at its end.
+    """
 
     seconds: float = 0.0
     ended_by: str = ""
     queues: list[dict[str, Any]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    lost: str = ""
+    failed: NfctlError | None = None
 
     def total(self, name: str) -> int:
         """Return the sum over the queues of a number."""
@@ -135,7 +140,10 @@ class Run:
         self._lost_before: dict[int, int] = {}
 
     def run(self) -> Report:
-        """Inspect until the end; return what was seen. Raises what starting can raise."""
+        """Inspect until the end; return what was seen.
+
+        Raises what starting can raise; what goes wrong later is in the report.
+        """
         plan = self._plan()
         wake, waker = socket.socketpair()
         wake.setblocking(False)
@@ -161,6 +169,13 @@ class Run:
                     self.event(note)
                 started = time.monotonic()
                 self._watch(wake, started)
+        except NfctlError as error:
+            if self._placed is None:
+                raise
+            self.report.failed = error
+            self._ended_by = "error"
+        except BrokenPipeError:  # nobody reads what is told
+            self._ended_by = "pipe"
         finally:
             try:
                 self._end(wake)
@@ -187,6 +202,7 @@ class Run:
             rejects=job.rules.rejects,
             fanout=options.fanout,
             mask=job.mask,
+            tracked=job.offload or job.rules.offloads or _tracked(job.network),
         )
         placement.check(plan)
         if job.handlers and not plan.rejects:
@@ -205,6 +221,7 @@ class Run:
     def _start(self, rejects: bool) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        limit = Countdown(self.options.job.limit) if self.options.job.limit else None
         for number in range(self.options.workers):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             first = self.options.job
@@ -217,7 +234,7 @@ class Run:
                         sibling.control.close()
                     ours.close()
                     signal.set_wakeup_fd(-1)
-                    serve(job, theirs)
+                    serve(job, theirs, limit)
                     code = 0
                 except BaseException as error:  # noqa: BLE001 - told to run, which reports it
                     import traceback
@@ -229,6 +246,8 @@ class Run:
                     os._exit(code)
             theirs.close()
             self._children.append(_Child(pid, ours, number))
+        if limit is not None:
+            limit.close()
 
     def _await(
         self, wake: socket.socket, done: Callable[[_Child], bool], patience: float, what: str
@@ -320,7 +339,8 @@ class Run:
         child.pid = 0
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "itself"
         number = self.options.job.queue + child.number
-        self.report.lost = f"the worker of queue {number} was ended by {how}"
+        msg = f"the worker of queue {number} was ended by {how}"
+        self.report.failed = WorkerLost(msg, hint="the rules were taken out; traffic passes")
         self._ended_by = self._ended_by or "worker"
 
     def _open(self, child: _Child, number: int) -> None:
@@ -330,6 +350,8 @@ class Run:
         try:
             fd = files.open(number, child.number if self.options.workers > 1 else None)
         except (OSError, NfctlError) as error:
+            if not child.ready:  # nothing was begun yet
+                raise
             self.event(f"no capture file: {error}")
             send(child.control, {"capture": number})
             return
@@ -347,12 +369,13 @@ class Run:
 
     def _end(self, wake: socket.socket) -> None:
         """Take the rules out, have the workers decide what waits, and see them off."""
-        failed: NfctlError | None = None
         if self._placed is not None:
             try:
                 self.report.removed = [str(part) for part in self._placed.remove()]
             except NfctlError as error:
-                failed = error
+                error.message = f"the rules of the inspection are still there: {error.message}"
+                error.hint = "traffic passes; nfctl inspect --clean removes them"
+                self.report.failed = error
             else:
                 if self._placed.plan.offload:
                     self._clear_marks()
@@ -367,8 +390,15 @@ class Run:
             child.control.close()
             if child.pid:
                 _see_off(child)
-        if failed is not None:
-            raise failed
+
+
+def _tracked(network: str | None) -> bool:
+    """Return whether the kernel tracks connections here, as far as there are any."""
+    try:
+        with netns.entered(network), open(_TRACKED, encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read()) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _see_off(child: _Child) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from nfctl.cli.inspect_show import Show
     from nfctl.inspect.capture import Writer
+    from nfctl.inspect.countdown import Countdown
     from nfctl.inspect.figures import Figures
     from nfctl.inspect.handlers import Handlers
     from nfctl.inspect.packet import Packet
@@ -91,7 +92,7 @@ class Job:
         return MOST_COPIED if whole or self.show in {"detail", "hex"} else _ENOUGH_TO_READ
 
 
-def serve(job: Job, control: socket.socket) -> None:
+def serve(job: Job, control: socket.socket, limit: Countdown | None = None) -> None:
     """Work until ``run`` says it is enough; to be called in a process of its own."""
     # What is typed is for run, which tells us: a worker that Ctrl-Z stops would stop traffic.
     os.setpgid(0, 0)
@@ -99,28 +100,36 @@ def serve(job: Job, control: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # run may have been stopped, by Ctrl-Z: then it is not told, and traffic goes on
+    control.setblocking(False)
     worker = None
     try:
-        worker = Worker(job, control)
+        worker = Worker(job, control, limit)
         worker.run()
     except NfctlError as error:
-        send(control, {"failed": {
-            "kind": type(error).__name__, "message": error.message, "hint": error.hint,
-            "where": list(error.where) if error.where else None,
-        }})  # fmt: skip
+        _send_error(control, error)
     except OSError as error:
+        if worker is None:
+            _send_error(control, NfctlError(f"a worker cannot start: {error}"))
+            return
         # nobody reads any more, or a full disk behind standard output
         if not isinstance(error, BrokenPipeError):
             send(control, {"event": f"packets are no longer shown: {error.strerror or error}"})
-        send(control, {"enough": {"pipe": True}})
-        if worker is not None:
-            worker.finish_quietly()
+        worker.finish_quietly()
+
+
+def _send_error(control: socket.socket, error: NfctlError) -> None:
+    control.settimeout(_PATIENCE)
+    send(control, {"failed": {
+        "kind": type(error).__name__, "message": error.message, "hint": error.hint,
+        "where": list(error.where) if error.where else None,
+    }})  # fmt: skip
 
 
 class Worker:
     """A queue, an inspector, and who is told of what they see."""
 
-    def __init__(self, job: Job, control: socket.socket) -> None:
+    def __init__(self, job: Job, control: socket.socket, limit: Countdown | None) -> None:
         self.job = job
         self.control = control
         self._show: Show | None = None
@@ -129,6 +138,7 @@ class Worker:
         self._ending = False
         self._orphan = False
         self._fds: list[int] = []
+        self._refused = False
         with netns.entered(job.network):
             self.queue = Queue(
                 job.queue,
@@ -171,7 +181,7 @@ class Worker:
             show=self._see if job.show or job.capture else None,
             logged=self._log,
             marks=Marks.of(job.mask),
-            limit=job.limit,
+            limit=limit,
             rejects=job.rejects,
         )
 
@@ -197,8 +207,7 @@ class Worker:
                 self._listen(0)
             if got:
                 if not told and self.inspector.enough:
-                    told = True
-                    send(self.control, {"enough": {}})
+                    told = send(self.control, {"enough": {}})
                 if got < len(self.queue.offsets):
                     self._listen(0)
                 continue
@@ -214,7 +223,8 @@ class Worker:
     def _finish(self) -> None:
         """Decide what waits, and leave; the rules are out, so that nothing more comes."""
         if self._orphan:  # the rules are still there, and pass what finds no listener
-            until = time.monotonic() + _FLUSH
+            self.queue.let_pass()
+            until = time.monotonic() + _PATIENCE
             while self.inspector.dismiss() and time.monotonic() < until:
                 pass
             self.queue.close()
@@ -236,13 +246,16 @@ class Worker:
             self._show.close()
         if self._writer is not None:
             self._capture(self._writer.close)
+        self.control.settimeout(_PATIENCE)  # run listens, unless it was stopped
         send(self.control, {"done": document})
 
     def finish_quietly(self) -> None:
         """Go on deciding, without showing anything, until the rules are out."""
         self._show = None
         self.inspector.show = None
+        told = False
         while not self._ending:
+            told = told or send(self.control, {"enough": {"pipe": True}})
             if not self.inspector.batch():
                 self._listen(_FLUSH)
         self._finish()
@@ -257,15 +270,17 @@ class Worker:
                 self._orphan = self._ending = True
             elif "end" in message:
                 self._ending = True
+            elif not fds:
+                self._refused = True
 
     def _next_file(self, number: int) -> int:
         """Have ``run``, which may, open the next capture file."""
-        send(self.control, {"capture": number})
+        self._refused = not send(self.control, {"capture": number})
         until = time.monotonic() + _PATIENCE
-        while not self._fds and not self._ending and time.monotonic() < until:
+        while not (self._fds or self._refused or self._ending) and time.monotonic() < until:
             self._listen(_PATIENCE)
         if not self._fds:
-            raise OSError(0, "no capture file could be opened")
+            raise OSError(0, "no further file could be opened")
         return self._fds.pop(0)
 
     # --- telling ------------------------------------------------------------------------------
@@ -339,8 +354,8 @@ def _prepare(job: Job) -> None:
         importlib.import_module("scapy.utils")
 
 
-def send(control: socket.socket, message: dict[str, Any], *fds: int) -> None:
-    """Send a message; what cannot be sent is of no use to anybody."""
+def send(control: socket.socket, message: dict[str, Any], *fds: int) -> bool:
+    """Send a message; return whether there was room for it, and somebody to read it."""
     data = json.dumps(message, ensure_ascii=True).encode()
     try:
         if fds:
@@ -348,7 +363,8 @@ def send(control: socket.socket, message: dict[str, Any], *fds: int) -> None:
         else:
             control.send(data)
     except OSError:
-        pass
+        return False
+    return True
 
 
 def receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.bench.harness import Bound, Result, Samples, Side, Work, judge, race
 from tests.bench.loads import FIRST_PORT, FLOWS, ROUND, SIZE, STREAM_PORT
-from tests.bench.room import Run, Wrong
+from tests.bench.room import PATIENCE, Run, Wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,7 @@ STREAM = 4_000_000_000  # bytes
 STRANGERS = 1_000_000  # packets, each of a new flow
 FILL = 2 << 16  # the same, before: twice what nfctl remembers of a kind at most
 CORES = 4  # for two workers, a load, and the rest of the machine
+SLOWEST = 5000  # packets per second that whatever holds the queue does at least
 NAMES = ("one.example", "two.example", "three.example")
 
 _DATAGRAMS = f"-p udp --dport {FIRST_PORT}:{FIRST_PORT + FLOWS - 1}"
@@ -240,6 +241,7 @@ def _measure(room: Room, argv: list[str], amount: int, **task: Any) -> dict[str,
     """Do a task of tests.bench.queueing in a room."""
     text = json.dumps({"argv": argv, "amount": amount, "queue": QUEUE, **task})
     python = ["env", f"PYTHONPATH={_ROOT}", sys.executable, "-m", "tests.bench.queueing"]
+    room.patience = max(PATIENCE, amount / SLOWEST)
     try:
         found: dict[str, Any] = json.loads(room.output([*python, text]))
     except Wrong as wrong:

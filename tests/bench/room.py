@@ -47,6 +47,8 @@ class Room:
 
     def __init__(self, name: str, scratch: Path) -> None:
         self.name = name
+        #: Seconds until a command is taken for hanging.
+        self.patience = PATIENCE
         self._out = scratch / f"{name}.out"
         self._err = scratch / f"{name}.err"
         env = {key: value for key, value in os.environ.items() if key not in _UNSET}
@@ -97,10 +99,10 @@ class Room:
             raise Wrong(f"the room of {self.name} is gone")
         assert self._server.stdin
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
-        line = self._answer(PATIENCE)
+        line = self._answer(self.patience)
         if not line:
             self.close()
-            raise Wrong(f"`{_short(words)}` did not end within {PATIENCE:.0f} s")
+            raise Wrong(f"`{_short(words)}` did not end within {self.patience:.0f} s")
         answer = json.loads(line)
         if "errno" in answer:
             raise Wrong(f"cannot run {words[0]}: {os.strerror(answer['errno'])}")

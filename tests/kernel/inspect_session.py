@@ -16,10 +16,13 @@ import termios
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
+
+from nfctl.lab import Lab, syscalls
 from tests.kernel.conftest import NFCTL, PATIENCE, SLOWNESS, without_comments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nfctl.lab import Host
 
@@ -43,10 +46,25 @@ def wait_for(true: Callable[[], object], why: Callable[[], str] = str) -> None:
 
 def saved(host: Host, *options: str) -> str:
     """Return all tables of both families as the oracle prints them."""
-    found = []
-    for binary in ("iptables-legacy-save", "ip6tables-legacy-save"):
-        found.append(without_comments(host.call([binary, *options])))
-    return "".join(found)
+    binaries = "iptables-legacy-save", "ip6tables-legacy-save"
+    return "".join(without_comments(host.call([name, *options])) for name in binaries)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[Host]:
+    """Make one host for the block, in which nothing sends anything by itself."""
+    if not syscalls.has_capabilities(syscalls.CAP_NET_ADMIN, syscalls.CAP_SYS_ADMIN):
+        pytest.skip("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run as root")
+    with Lab("inspect") as lab:
+        yield lab.host("alone")
+
+
+def load(host: Host, text: str, *binaries: str) -> None:
+    """Load iptables-save text, with its counters, by the oracle's own binaries."""
+    for binary in binaries or ("iptables-legacy-restore", "ip6tables-legacy-restore"):
+        with host.popen([binary, "-c"], stdin=subprocess.PIPE, text=True) as process:
+            process.communicate(text, timeout=PATIENCE)
+        assert process.returncode == 0, binary
 
 
 def leftovers(host: Host) -> list[str]:
@@ -63,9 +81,8 @@ class Session:
 
     def __init__(self, host: Host, *words: str, text: str = "", **options: Any) -> None:
         self.host = host
-        self._files = contextlib.ExitStack()
-        self._out = self._files.enter_context(tempfile.TemporaryFile("w+b"))
-        self._err = self._files.enter_context(tempfile.TemporaryFile("w+b"))
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
         options = {
             "stdout": self._out, "stderr": self._err, "start_new_session": True,
             "stdin": subprocess.PIPE if text else subprocess.DEVNULL,
@@ -84,7 +101,8 @@ class Session:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._files.close()
+        self._out.close()
+        self._err.close()
 
     def placed(self, queue: int = 0, family: int = 6) -> Session:
         """Wait until its rules are there; those of IPv6 come last."""

@@ -47,6 +47,8 @@ _FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _AWAITED: Final = 10 * SLOWNESS  # seconds for what is sure to come
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_SET: Final = {"rx": 0x15, "tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+# what Ethernet says it carries, and what IPv4 or IPv6 then says
+_CARRIED: Final = {(kind, proto) for kind in (b"\x08\0", b"\x86\xdd") for proto in (b"\6", b"\x11")}
 _RECVERR: Final = {4: 11, 6: 25}  # IP_RECVERR, ip(7)
 _TRANSPARENT: Final = {4: 19, 6: 75}
 
@@ -236,7 +238,8 @@ class Inspection:
     """A running ``nfctl inspect --json``; use it in a ``with`` block, or :meth:`end` it.
 
     ``rules`` is the text of a rules file, ``handler`` of a module with the handler of that name,
-    ``families`` where its rules are waited for.
+    ``families`` where its rules are waited for; ``leftover`` tells that such rules are there, which
+    have seen packets.
     After :meth:`end` ``records`` are its packets, ``notes`` what it said, and the JSON document
     with which it ended is what ``end`` returns.
     """
@@ -252,6 +255,7 @@ class Inspection:
         chains: str = "FORWARD",
         families: Sequence[int] = FAMILIES,
         queue: int = 0,
+        leftover: bool = False,
     ) -> None:
         self.net = net
         self.host = host
@@ -275,11 +279,8 @@ class Inspection:
             assert self.process.stdin is not None
             with self.process.stdin as standard_input:
                 standard_input.write(rules.encode())
-        jump = f"-j NFCTL-INSPECT-{queue}"
         for family in families:
-            self.until(
-                lambda family=family: jump in net.legacy(host, "-t", "mangle", "-S", family=family)
-            )
+            self.until(lambda family=family: self._placed(family, leftover=leftover))
 
     def __enter__(self) -> Inspection:
         return self
@@ -289,6 +290,14 @@ class Inspection:
             self.process.kill()
         elif self._document is None:
             self.end()
+
+    def _placed(self, family: int, *, leftover: bool) -> bool:
+        """Whether its rules are there, and no other's."""
+        jump = f"-j NFCTL-INSPECT-{self.queue}"
+        if not leftover:
+            return jump in self.net.legacy(self.host, "-t", "mangle", "-S", family=family)
+        counters = self.net.counters(self.host, "mangle", family)
+        return [0] == [count for count, rule in counters if rule.endswith(jump)]
 
     def until(self, true: Callable[[], object]) -> None:
         """Wait until something is so; fail if the inspection ends before."""
@@ -381,3 +390,31 @@ def transfer(here: socket.socket, there: socket.socket, data: bytes) -> bytes:
                 break
             got += part
     return bytes(got)
+
+
+def frames(captured: socket.socket) -> list[bytes]:
+    """Return the packets of TCP and UDP, from their IP header on, that a packet(7) socket saw."""
+    found = []
+    while select.select([captured], [], [], 0)[0]:
+        frame = captured.recv(1 << 17)
+        packet, kind = frame[14:], frame[12:14]
+        if (kind, packet[6:7]) in _CARRIED or (kind, packet[9:10]) in _CARRIED:
+            found.append(packet)
+    return found
+
+
+def sound(packet: bytes) -> bool:
+    """Whether all lengths and checksums of a packet are those that scapy makes."""
+    from scapy.layers.inet import IP, TCP, UDP
+    from scapy.layers.inet6 import IPv6
+
+    made = IPv6(packet) if packet[0] >> 4 == 6 else IP(packet)
+    for layer in (IP, TCP, UDP):
+        if layer in made:
+            del made[layer].chksum
+    for layer in (IP, UDP):
+        if layer in made:
+            del made[layer].len
+    if IPv6 in made:
+        del made[IPv6].plen
+    return bytes(made) == packet

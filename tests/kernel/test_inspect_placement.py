@@ -172,9 +172,9 @@ def test_all_of_it(netns: Namespace) -> None:
 :NFCTL-VERDICT-65000 - [0:0]
 -A FORWARD -p tcp -m tcp --dport 443 {comment} -j NFCTL-INSPECT-65000
 -A OUTPUT -p tcp -m tcp --dport 443 {comment} -j NFCTL-INSPECT-65000
+-A NFCTL-INSPECT-65000 -m mark ! --mark 0x0{mark} -g NFCTL-VERDICT-65000
 -A NFCTL-INSPECT-65000 -m connmark --mark 0x10000000{mark} -j RETURN
 -A NFCTL-INSPECT-65000 -m connmark --mark 0x20000000{mark} -j DROP
--A NFCTL-INSPECT-65000 -m mark ! --mark 0x0{mark} -g NFCTL-VERDICT-65000
 -A NFCTL-INSPECT-65000 {queue}
 -A NFCTL-VERDICT-65000 -m mark ! --mark 0x30000000{mark} -j CONNMARK --save-mark \
 --nfmask 0x30000000 --ctmask 0x30000000

@@ -541,6 +541,25 @@ def test_a_full_queue(net: Net, fail_open: bool) -> None:
     assert (figures.waiting, figures.dropped) == (3, 0 if fail_open else 5)
 
 
+@pytest.mark.parametrize("fail_open", [True, False])
+def test_leaving_without_a_loss(net: Net, fail_open: bool) -> None:
+    """After let_pass what comes goes on by itself, what waited is decided, and nothing is lost."""
+    net.rules(net.server, table("mangle", queued("INPUT")), [4])
+    here, there = net.pair(4)
+    ours = Ours(net.server, fail_open=fail_open)
+    here.send(b"waits")
+    assert select.select([ours], [], [], PATIENCE)[0]
+    ours.queue.let_pass()
+    for number in range(20):
+        here.send(b"%d" % number)
+    assert receive(there) == [b"%d" % number for number in range(20)]
+    ours.look()
+    assert receive(there) == [b"waits"]
+    assert ours.queue.errors == 0
+    assert len(ours.seen) == 1
+    ours.close()
+
+
 def test_a_queue_that_is_left(net: Net) -> None:
     """The kernel drops what waits for a verdict when the queue is left."""
     net.rules(net.server, table("mangle", queued("INPUT")), [4])

@@ -108,12 +108,33 @@ def test_a_drop_in_a_stream(net: Net) -> None:
 # --- reject ---------------------------------------------------------------------------------------
 
 
+OTHERS = """\
+*filter
+-A FORWARD -p udp --dport 4001 -m conntrack --ctstate NEW -j REJECT
+-A FORWARD -p tcp --dport 4001 -m conntrack --ctstate NEW -j REJECT --reject-with tcp-reset
+COMMIT
+"""
+TRACKING = "*filter\n-A OUTPUT -m conntrack --ctstate INVALID\nCOMMIT\n"
+
+
 @SHOWN
-@pytest.mark.parametrize("chain", ["PREROUTING", "INPUT", "FORWARD", "OUTPUT"])
-def test_a_reject(chain: str, shown: tuple[str, ...], net: Net) -> None:
-    """The sender hears of it at once: TCP by a reset, UDP by ICMP's port unreachable."""
+@pytest.mark.parametrize("tracked", [False, True], ids=["untracked", "tracked"])
+@pytest.mark.parametrize(
+    "chains", ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "OUTPUT,FORWARD", "OUTPUT,PREROUTING"]
+)
+def test_a_reject(chains: str, tracked: bool, shown: tuple[str, ...], net: Net) -> None:
+    """The sender hears of it at once: TCP by a reset, UDP by ICMP's port unreachable.
+
+    That the answer is inspected as well does not swallow it.
+    """
+    chain = chains.rpartition(",")[2]
+    host = where(net, chain)
+    if tracked:
+        net.rules(host, TRACKING)
+        for family in FAMILIES:
+            assert sent(net, family, [4000]) == [4000]
     rules = "rules: [{name: no, when: {dport: [4001, 4002]}, verdict: reject}]"
-    inspection = net.inspect(where(net, chain), *shown, rules=rules, chains=chain)
+    inspection = net.inspect(host, *shown, rules=rules, chains=chains)
     for family in FAMILIES:
         there = net.udp(net.server, family, SERVER[family], 4001)
         net.listen(net.server, family, 4002)
@@ -131,6 +152,23 @@ def test_a_reject(chain: str, shown: tuple[str, ...], net: Net) -> None:
         assert receive(there, 0) == []
         assert sent(net, family, [4000]) == [4000]
     assert inspection.end()["rules"]["no"] == 6
+
+
+@pytest.mark.parametrize("chains", ["OUTPUT", "POSTROUTING", "INPUT,OUTPUT,FORWARD,POSTROUTING"])
+def test_a_reject_of_others(chains: str, net: Net) -> None:
+    """What the firewall answers to a packet that it rejects gets out of inspected chains."""
+    net.rules(net.router, OTHERS)
+    for family in FAMILIES:
+        net.listen(net.server, family, 4001)
+        net.udp(net.server, family, SERVER[family], 4001)
+        assert sent(net, family, [4000]) == [4000]
+    with net.inspect(net.router, chains=chains):
+        for family in FAMILIES:
+            answer = net.client.run(traffic.udp, SERVER[family], 4001)
+            assert answer.reason == ("icmp-port-unreachable", "icmp6-port-unreachable")[family == 6]
+            assert answer.sender == ROUTER[family]
+            answer = net.client.run(traffic.tcp, SERVER[family], 4001)
+            assert answer.reason == "tcp-reset"
 
 
 def test_a_reject_leaves_no_mark(net: Net) -> None:
@@ -399,10 +437,6 @@ def test_no_packet_is_lost_at_the_end(number: signal.Signals, net: Net) -> None:
     assert _rules(after) == _rules(before)
 
 
-def _counted(listed: str) -> list[int]:
-    return [int(line.split()[0]) for line in listed.splitlines() if "NFCTL" in line]
-
-
 def _rules(saved: str) -> list[str]:
     return [line.partition(" [")[0] for line in saved.splitlines() if line[:1] != "#"]
 
@@ -429,9 +463,7 @@ def test_a_run_that_is_killed(net: Net) -> None:
     assert "NFCTL" in net.legacy(net.router, "-t", "mangle", "-S")
     for family in FAMILIES:
         assert sent(net, family, [4000]) == [4000]
-    second = net.inspect(net.router)
-    mangle = "iptables-legacy -t mangle -vxnL FORWARD"
-    second.until(lambda: _counted(net.router.call(mangle.split())) == [0])
+    second = net.inspect(net.router, leftover=True)
     assert sent(net, 4, [4000]) == [4000]
     assert second.end()["packets"] == 1
     assert "NFCTL" not in net.legacy(net.router, "-t", "mangle", "-S")

@@ -4,9 +4,9 @@ In table mangle a jump stands at the end of each built-in chain; for queue 5, wi
 
     -A INPUT [match] -m comment --comment "nfctl inspect 5" -j NFCTL-INSPECT-5
 
+    -A NFCTL-INSPECT-5 -m mark ! --mark 0x0/0x3000 -g NFCTL-VERDICT-5
     -A NFCTL-INSPECT-5 -m connmark --mark 0x1000/0x3000 -j RETURN    the flow is decided
     -A NFCTL-INSPECT-5 -m connmark --mark 0x2000/0x3000 -j DROP
-    -A NFCTL-INSPECT-5 -m mark ! --mark 0x0/0x3000 -g NFCTL-VERDICT-5
     -A NFCTL-INSPECT-5 -j NFQUEUE --queue-num 5 --queue-bypass
 
     -A NFCTL-VERDICT-5 -m mark ! --mark 0x3000/0x3000 -j CONNMARK --save-mark ...
@@ -14,7 +14,7 @@ In table mangle a jump stands at the end of each built-in chain; for queue 5, wi
     -A NFCTL-VERDICT-5 -j MARK --set-xmark 0x0/0x3000
 
 A packet that comes back with a verdict (NF_REPEAT) carries it in two bits of its mark, see
-:class:`Marks`. One that is to be rejected is accepted with the mark ``dropped``, and the first
+:class:`Marks`, and these are taken off it whatever its flow's verdict is by then. One that is to be rejected is accepted with the mark ``dropped``, and the first
 rule of table filter has the kernel refuse it.
 """
 
@@ -39,6 +39,9 @@ _FILTER = {
     "OUTPUT": ("OUTPUT",),
 }
 
+#: What the kernel itself answers to a packet whose connection is not confirmed yet.
+_ANSWERS = "-m conntrack --ctstate RELATED --ctdir REPLY ! --ctstatus CONFIRMED -j RETURN"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -48,7 +51,9 @@ class Plan:
     with ``fanout``, takes the one of the CPU. ``chains`` are built-in chains of table mangle,
     ``match`` what a rule says of a packet, as iptables takes it, without a target ("" for
     everything). ``offload`` lets a verdict stay with the flow, ``rejects`` tells that a verdict
-    may reject. ``mask`` are the two adjacent bits of the mark that carry verdicts.
+    may reject. ``mask`` are the two adjacent bits of the mark that carry verdicts. ``tracked``
+    is whether connections are tracked: then what REJECT answers to a connection's first packet
+    is not queued, since the kernel drops what shares an unconfirmed connection instead.
     """
 
     queue: int
@@ -60,6 +65,7 @@ class Plan:
     rejects: bool = False
     fanout: bool = False
     mask: int = DEFAULT_MASK
+    tracked: bool = False
 
     @property
     def queues(self) -> range:
@@ -181,14 +187,17 @@ def mangle_chains(plan: Plan) -> dict[str, list[str]]:
     mask = f"{plan.mask:#x}"
     accepted, dropped, seen = (f"{value:#x}/{mask}" for value in marks[1:])
     verdict = [f"-m mark --mark {dropped} -j DROP", f"-j MARK --set-xmark 0x0/{mask}"]
-    inspect = [f"-m mark ! --mark 0x0/{mask} -g {verdict_chain(plan.queue)}", _queue(plan)]
+    inspect = [f"-m mark ! --mark 0x0/{mask} -g {verdict_chain(plan.queue)}"]
     if plan.offload:
         save = f"-j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}"
         verdict.insert(0, f"-m mark ! --mark {seen} {save}")
-        inspect[:0] = [
+        inspect += [
             f"-m connmark --mark {accepted} -j RETURN",
             f"-m connmark --mark {dropped} -j DROP",
         ]
+    if plan.tracked and {"OUTPUT", "POSTROUTING"} & set(plan.chains):
+        inspect.append(_ANSWERS)
+    inspect.append(_queue(plan))
     return {verdict_chain(plan.queue): verdict, inspect_chain(plan.queue): inspect}
 
 
