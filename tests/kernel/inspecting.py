@@ -20,8 +20,9 @@ import struct
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from nfctl.lab import Host
+
+Sock = socket.socket
 
 FAMILIES: Final = (4, 6)
 CLIENT: Final = {4: "192.0.2.10", 6: "2001:db8:1::10"}
@@ -80,6 +83,7 @@ class Net:
         # a burst of rejections is answered in full
         self.write(router, "ipv4/icmp_msgs_per_sec", "1000000")
         self.write(router, "ipv4/icmp_msgs_burst", "1000000")
+
     def close(self) -> None:
         """Close all sockets: an open one keeps its namespace."""
         self.open.close()
@@ -88,7 +92,7 @@ class Net:
 
     def socket(
         self, host: Host, family: int, kind: int = socket.SOCK_DGRAM, protocol: int = 0
-    ) -> socket.socket:
+    ) -> Sock:
         """Make a socket inside a host; whatever it waits for comes soon, or TimeoutError."""
         with netns.entered(host.namespace):
             made = socket.socket(family, kind, protocol)
@@ -96,7 +100,7 @@ class Net:
         made.settimeout(_AWAITED)
         return made
 
-    def udp(self, host: Host, family: int, address: str = "", port: int = 0) -> socket.socket:
+    def udp(self, host: Host, family: int, address: str = "", port: int = 0) -> Sock:
         """Make a UDP socket that hears of ICMP errors, bound to any address that is said."""
         made = self.socket(host, _FAMILY[family])
         level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
@@ -106,14 +110,14 @@ class Net:
         made.bind((address, port))
         return made
 
-    def pair(self, family: int, port: int = PORT) -> tuple[socket.socket, socket.socket]:
+    def pair(self, family: int, port: int = PORT) -> tuple[Sock, Sock]:
         """Make a UDP socket of the client that is connected to one of the server."""
         there = self.udp(self.server, family, SERVER[family], port)
         here = self.udp(self.client, family, CLIENT[family])
         here.connect((SERVER[family], port))
         return here, there
 
-    def listen(self, host: Host, family: int, port: int = PORT) -> socket.socket:
+    def listen(self, host: Host, family: int, port: int = PORT) -> Sock:
         """Make a TCP socket that listens on all addresses of a host."""
         made = self.socket(host, _FAMILY[family], socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -122,7 +126,7 @@ class Net:
         made.listen()
         return made
 
-    def stream(self, family: int, port: int = PORT) -> tuple[socket.socket, socket.socket]:
+    def stream(self, family: int, port: int = PORT) -> tuple[Sock, Sock]:
         """Return both ends of a TCP connection from the client to the server."""
         listening = self.listen(self.server, family, port)
         here = self.socket(self.client, _FAMILY[family], socket.SOCK_STREAM)
@@ -133,7 +137,7 @@ class Net:
         listening.close()
         return here, there
 
-    def capture(self, host: Host, interface: str) -> socket.socket:
+    def capture(self, host: Host, interface: str) -> Sock:
         """Make a packet(7) socket that sees what an interface receives and sends."""
         made = self.socket(host, socket.AF_PACKET, socket.SOCK_RAW, 0)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
@@ -219,6 +223,10 @@ class Net:
         return Inspection(self, host, words, **options)
 
 
+def _temporary() -> IO[bytes]:
+    return tempfile.TemporaryFile("w+b")
+
+
 def _only(sock: socket.socket, family: int) -> None:
     """Leave the port to IPv4's sockets, too."""
     if family == 6:
@@ -265,8 +273,7 @@ class Inspection:
         self._document: dict[str, Any] | None = None
         argv = [*NFCTL, "inspect", "--json", "--chain", chains, *words]
         # A file never makes the inspection wait.
-        self._out = net.open.enter_context(tempfile.TemporaryFile("w+b"))
-        self._err = net.open.enter_context(tempfile.TemporaryFile("w+b"))
+        self._out, self._err = (net.open.enter_context(_temporary()) for _ in range(2))
         options: dict[str, Any] = {"stdout": self._out, "stderr": self._err}
         if handler:  # only root may write to a host's /run
             (host.directory / "handler.py").write_text(handler)
@@ -280,7 +287,7 @@ class Inspection:
             with self.process.stdin as standard_input:
                 standard_input.write(rules.encode())
         for family in families:
-            self.until(lambda family=family: self._placed(family, leftover=leftover))
+            self.until(partial(self._placed, family, leftover=leftover))
 
     def __enter__(self) -> Inspection:
         return self
@@ -297,7 +304,7 @@ class Inspection:
         if not leftover:
             return jump in self.net.legacy(self.host, "-t", "mangle", "-S", family=family)
         counters = self.net.counters(self.host, "mangle", family)
-        return [0] == [count for count, rule in counters if rule.endswith(jump)]
+        return [count for count, rule in counters if rule.endswith(jump)] == [0]
 
     def until(self, true: Callable[[], object]) -> None:
         """Wait until something is so; fail if the inspection ends before."""

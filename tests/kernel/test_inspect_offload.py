@@ -177,7 +177,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(command.split(), check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("needs openssl")
-    path.write_bytes(b"".join(path.with_name(path.name + end).read_bytes() for end in (".key", ".crt")))
+    halves = [path.with_name(path.name + end) for end in (".key", ".crt")]
+    path.write_bytes(b"".join(half.read_bytes() for half in halves))
     return path
 
 
@@ -252,7 +253,8 @@ def test_a_name_that_is_refused(
 ) -> None:
     """Only the server of that name cannot be reached, with and without leaving flows alone."""
     host = {"INPUT": net.server, "OUTPUT": net.client}.get(chain, net.router)
-    rules = 'rules: [{name: no, when: {tls.sni: "*.refused.example"}, verdict: drop, offload: flow}]'
+    when = 'when: {tls.sni: "*.refused.example"}'
+    rules = f"rules: [{{name: no, {when}, verdict: drop, offload: flow}}]"
     with net.inspect(host, "--offload", *quiet, rules=rules, chains=chain) as inspection:
         for family in FAMILIES:
             assert connected(net, certificate, family, "fine.example")
@@ -309,8 +311,8 @@ def test_a_hello_out_of_order(certificate: Path, net: Net) -> None:
         end = inspection.end()
     arrived = [one[-100:] for one in inspecting.frames(captured)]
     for hello in hellos:
-        pieces = {hello[at : at + 100] for at in range(0, len(hello), 100)}
-        assert {piece for piece in pieces if piece in arrived} < pieces
+        texts = {hello[at : at + 100] for at in range(0, len(hello), 100)}
+        assert {text for text in texts if text in arrived} < texts
     assert end["names"] == {"refused.example": 2}
     assert end["rules"]["no"] >= 2
 

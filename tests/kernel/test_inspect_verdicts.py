@@ -72,7 +72,8 @@ def test_a_drop(chain: str, shown: tuple[str, ...], net: Net) -> None:
     assert end["verdicts"]["accept"] >= 12
     if not shown:
         ours = [one for one in inspection.records if one.get("dport") == 4001]
-        assert {(one["chain"], one["verdict"], one["by"]) for one in ours} == {(chain, "drop", "no")}
+        said = {(one["chain"], one["verdict"], one["by"]) for one in ours}
+        assert said == {(chain, "drop", "no")}
         assert [one["family"] for one in ours] == [4] * 3 + [6] * 3
         assert [one["length"] for one in ours] == [29] * 3 + [49] * 3
 

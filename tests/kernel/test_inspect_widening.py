@@ -13,6 +13,7 @@ import random
 import select
 import signal
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -48,8 +49,7 @@ class Foreign:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.text = {family: "" for family in FAMILIES}
-        self._lines: list[tuple[str, str]] = []
+        self.text = dict.fromkeys(FAMILIES, "")
         self._table("mangle", ALL.split(","), ("DROP", "ACCEPT", "RETURN", "mark", "own", ""))
         self._table("filter", ["INPUT", "FORWARD", "OUTPUT"], ("DROP", "ACCEPT", "REJECT", "own"))
         self._table("security", ["INPUT", "FORWARD", "OUTPUT"], ("DROP", "ACCEPT", ""))
@@ -69,7 +69,7 @@ class Foreign:
 
     def _rule(self, chain: str, target: str) -> None:
         how = {
-            "mark": "-j MARK --set-xmark 0x{0}/0xff".format(self.random.randrange(4)),
+            "mark": f"-j MARK --set-xmark {self.random.randrange(4)}/0xff",
             "own": "-j OWN", "REJECT": "-j REJECT", "": "",
         }.get(target, f"-j {target}")  # fmt: skip
         choose = self.random.choice
@@ -276,10 +276,8 @@ def test_a_rule_that_comes_behind_ours(words: tuple[str, ...], net: Net) -> None
             here.send(b"before")
             assert there.recv(100) == b"before"
     for family in FAMILIES:
-        net.legacy(
-            net.router, "-t", "mangle", "-A", "FORWARD", *DROPPING.split(), family=family
-        )
-        inspection.until(lambda family=family: last(net, "FORWARD", family))
+        net.legacy(net.router, "-t", "mangle", "-A", "FORWARD", *DROPPING.split(), family=family)
+        inspection.until(partial(last, net, "FORWARD", family))
     for here, there in flows.values():
         here.send(b"behind")
         assert inspecting.receive(there) == []

@@ -14,8 +14,9 @@ In table mangle a jump stands at the end of each built-in chain; for queue 5, wi
     -A NFCTL-VERDICT-5 -j MARK --set-xmark 0x0/0x3000
 
 A packet that comes back with a verdict (NF_REPEAT) carries it in two bits of its mark, see
-:class:`Marks`, and these are taken off it whatever its flow's verdict is by then. One that is to be rejected is accepted with the mark ``dropped``, and the first
-rule of table filter has the kernel refuse it.
+:class:`Marks`; they are taken off it even where its flow is decided by then. One that is to be
+rejected is accepted with the mark ``dropped``, and the first rule of table filter has the kernel
+refuse it.
 """
 
 from __future__ import annotations
