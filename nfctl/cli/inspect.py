@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SEE, _DECIDE, _WHICH, _HOW = "What is shown", "What is decided", "Which packets", "How"
 _KINDS = ("summary", "detail", "hex", "json", "flows")
+_LATEST = 60_000  # ms
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -159,8 +160,14 @@ def inspect(
     json = show == "json"
     if check:
         return _check(check, json)
+    if read:
+        _refuse_with_read({"--chain": chain, "--match": match, "--netns": netns, "--top": top,
+                           "--duration": duration, "--clean": clean})  # fmt: skip
     if clean:
         return _clean(json, wait, netns)
+    if not deadline <= _LATEST:  # nor nan
+        msg = f"--deadline {deadline:g}: it is {_LATEST:,} milliseconds at most"
+        raise BadInput(msg)
     if on_overload not in {"accept", "drop"}:
         msg = f"--on-overload {on_overload}: it is accept or drop"
         raise BadInput(msg)
@@ -308,6 +315,13 @@ def _files(path: str, rotate: str, keep: int) -> Files | None:
 
     limit = _size("--rotate", rotate) if rotate else 0
     return Files(path, keep=keep if limit else 1, limit=limit)
+
+
+def _refuse_with_read(given: dict[str, Any]) -> None:
+    """Refuse what has no meaning for a capture, and would not be done."""
+    if wrong := [option for option, value in given.items() if value]:
+        msg = f"{wrong[0]} is for live packets, and does nothing with --read"
+        raise BadInput(msg, hint="what is shown of a capture: --rules, --count, --show")
 
 
 def _size(option: str, text: str) -> int:

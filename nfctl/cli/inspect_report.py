@@ -73,6 +73,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield "server names: " + _list(report["names"], "flow")
     if report.get("offloaded"):
         yield f"{_count(report['offloaded'], 'flow')} left to the kernel"
+    if report.get("uninspected"):
+        yield f"{_count(report['uninspected'], 'packet')} went by uninspected: the queue was full"
     queue = report.get("queue", {})
     lost = queue.get("dropped", 0) + queue.get("user_dropped", 0)
     if lost:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nfctl import errors
 from nfctl.errors import BadInput, NfctlError, Where
-from nfctl.inspect import placement
+from nfctl.inspect import figures, placement
 from nfctl.inspect.countdown import Countdown
 from nfctl.inspect.worker import Job, receive, send, serve
 from nfctl.kernel import conntrack, netns
@@ -41,6 +41,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LOOK: Final = 1.0  # seconds between looks at the rules
 _TRACKED: Final = "/proc/sys/net/netfilter/nf_conntrack_count"
 _HANDLER_START: Final = 30.0  # seconds that one may take
+_SELDOM: Final = 100  # how much longer than looking at a table takes it is left alone
 _PATIENCE: Final = 10.0  # seconds for workers to start, and to end
 
 
@@ -73,6 +74,7 @@ class Report:
 
     seconds: float = 0.0
     ended_by: str = ""
+    uninspected: int = 0
     queues: list[dict[str, Any]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: NfctlError | None = None
@@ -102,6 +104,7 @@ class Report:
             "names": self.sums("names"),
             "offloaded": self.total("offloaded"),
             "rewritten": self.total("rewritten"),
+            "uninspected": self.uninspected,
             "queue": self.sums("figures"),
         }
 
@@ -138,6 +141,7 @@ class Run:
         self._ended_by = ""
         self._placed: placement.Placed | None = None
         self._lost_before: dict[int, int] = {}
+        self._count_at = 0.0
 
     def run(self) -> Report:
         """Inspect until the end; return what was seen.
@@ -148,7 +152,9 @@ class Run:
         wake, waker = socket.socketpair()
         wake.setblocking(False)
         waker.setblocking(False)
-        before = {number: signal.signal(number, self._signal) for number in _SIGNALS}
+        # what was to be ignored is: nohup(1), a shell's jobs in the background
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._signal) for number in heeded}
         woken = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         started = time.monotonic()
         try:
@@ -285,11 +291,31 @@ class Run:
             more = lost - self._lost_before.get(child.number, 0)
             if more:
                 self._lost_before[child.number] = lost
-                what = "accepted uninspected" if self.options.job.fail_open else "dropped"
                 number = self.options.job.queue + child.number
-                self.event(f"queue {number} was full: {more} packets {what}")
+                self.event(f"queue {number} was full: {more:,} packets dropped")
+        self._look_past()
         if self.figures is not None:
             self.figures([child.last for child in self._children])
+
+    def _look_past(self) -> None:
+        """Report packets that were accepted uninspected, since a queue was full.
+
+        The kernel does not count them. The rules count all packets, and a queue numbers those
+        that it takes. Large tables are looked at less often.
+        """
+        job, started = self.options.job, time.monotonic()
+        if self._placed is None or not job.fail_open or started < self._count_at:
+            return
+        packets = self._placed.queued()
+        with netns.entered(job.network):
+            bound = figures.bound()
+        self._count_at = time.monotonic() + _SELDOM * (time.monotonic() - started)
+        numbers = range(job.queue, job.queue + self.options.workers)
+        past = packets - sum(bound[number].last_id for number in numbers if number in bound)
+        more = past - self.report.uninspected
+        if more > 0:
+            self.event(f"a queue was full: {more:,} packets went by uninspected")
+            self.report.uninspected = past
 
     def _poll(self, wake: socket.socket, seconds: float) -> None:
         """Wait for workers, keys and signals, and take what they say."""
@@ -369,8 +395,11 @@ class Run:
 
     def _end(self, wake: socket.socket) -> None:
         """Take the rules out, have the workers decide what waits, and see them off."""
+        queued = 0
         if self._placed is not None:
             try:
+                if self.options.job.fail_open:
+                    queued = self._placed.queued()
                 self.report.removed = [str(part) for part in self._placed.remove()]
             except NfctlError as error:
                 error.message = f"the rules of the inspection are still there: {error.message}"
@@ -386,6 +415,8 @@ class Run:
             patience = _PATIENCE + 20 * self.options.job.deadline  # for handlers to stop
             self._await(wake, lambda child: child.done, patience, "did not end")
         self._ended_by = ended
+        seen = sum(child.last.get("packets", 0) for child in self._children)
+        self.report.uninspected = max(self.report.uninspected, queued - seen)
         for child in self._children:
             child.control.close()
             if child.pid:

@@ -76,18 +76,21 @@ class Session:
     """A command in a host, in a process group of its own; use it in a ``with`` block.
 
     ``words`` follow ``nfctl inspect``. Standard output and standard error are files, unless
-    ``options`` say what else they are.
+    ``options`` say what else they are. ``before`` is a command that starts it.
     """
 
     def __init__(self, host: Host, *words: str, text: str = "", **options: Any) -> None:
         self.host = host
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
-        options = {
+        streams: dict[str, Any] = {
             "stdout": self._out, "stderr": self._err, "start_new_session": True,
             "stdin": subprocess.PIPE if text else subprocess.DEVNULL,
-        } | options  # fmt: skip
-        leader = [sys.executable, "-c", _LEADER] if options.pop("terminal", False) else []
+        }  # fmt: skip
+        options = streams | options
+        leader: list[str] = options.pop("before", [])
+        if options.pop("terminal", False):
+            leader = [sys.executable, "-c", _LEADER]
         self.process = host.popen([*leader, *NFCTL, "inspect", *words], **options)
         if text:
             assert self.process.stdin is not None

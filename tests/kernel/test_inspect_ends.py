@@ -158,6 +158,19 @@ def test_a_signal_ends_it(host: Host, number: signal.Signals) -> None:
     assert others(host) == before
 
 
+def test_nohup(host: Host) -> None:
+    """A signal that was to be ignored is, as nohup(1) has it with SIGHUP; others end it."""
+    with Session(host, "--json", before=["nohup"]) as session, local(host) as (here, there):
+        session.placed()
+        assert session.workers()
+        os.kill(session.process.pid, signal.SIGHUP)
+        here.send(b"seen")
+        assert there.recv(100) == b"seen"
+        session.shown(1)
+        assert session.end(signal.SIGTERM) == 0
+        assert report(session.output())["ended_by"] == "SIGTERM"
+
+
 def test_without_traffic_not_a_counter_changes(host: Host) -> None:
     """What iptables-save -c prints before and after a run is the same to the last byte."""
     before = saved(host, "-c")
@@ -186,7 +199,6 @@ def test_ctrl_c_on_a_terminal(net: Net) -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_count(net: Net, workers: int) -> None:
     """--count shows exactly so many of the packets, however many came at once, to all workers."""
-    load(net.server, "*mangle\nCOMMIT\n")
     words = ["--count", "7", "--workers", str(workers), "--match", "-p udp --dport 4000"]
     with Session(net.server, *words) as session:
         session.placed()

@@ -63,7 +63,7 @@ def test_a_full_queue_accepts(family: int, net: Net) -> None:
     end = inspection.end()
     assert sorted(arrived) == list(range(MANY))
     assert arrived != sorted(arrived)  # those that did not wait came first
-    assert 16 <= end["packets"] < MANY
+    assert 16 <= end["packets"] == MANY - end["uninspected"] < MANY
     assert end["queue"] == {"waiting": 0, "dropped": 0, "user_dropped": 0}
 
 
@@ -98,6 +98,8 @@ def test_a_small_buffer(family: int, overload: str, net: Net) -> None:
     assert end["packets"] < MANY
     assert end["queue"] == {"waiting": 0, "dropped": 0, "user_dropped": lost}
     assert (lost > 0) == (overload == "drop")
+    assert end["packets"] + lost + end["uninspected"] == MANY + 1
+    assert (end["uninspected"] > 0) == (overload == "accept")
 
 
 def test_two_queues_that_are_full(net: Net) -> None:

@@ -16,6 +16,7 @@ from nfctl.errors import BadInput, Locked, NfctlError, NotPermitted
 from nfctl.inspect.privileges import drop
 from nfctl.inspect.queue import CHAINS, NF_ACCEPT, NF_DROP, NF_REPEAT, Message, Queue
 from nfctl.kernel import netns
+from tests.kernel.conftest import SLOWNESS
 from tests.kernel.inspecting import (
     FAMILIES,
     PORT,
@@ -35,8 +36,7 @@ pytestmark = pytest.mark.kernel
 netfilterqueue = pytest.importorskip("netfilterqueue", reason="NetfilterQueue is missing")
 
 OURS, THEIRS = 5, 6
-PATIENCE: Final = 10  # seconds for what is sure to come
-ENOENT: Final = 2
+PATIENCE: Final = 10 * SLOWNESS  # seconds for what is sure to come
 
 
 @pytest.fixture
@@ -325,7 +325,8 @@ def test_segments_together_or_apart(net: Net, gso: bool) -> None:
             while len(got) < len(data):
                 assert time.monotonic() < give_up
                 wanted = [here] if left else []
-                readable, writable, _ = select.select([there, ours], wanted, [], PATIENCE)
+                both: list[Any] = [there, ours]
+                readable, writable, _ = select.select(both, wanted, [], PATIENCE)
                 if writable:
                     left = left[here.send(left) :]
                 if ours in readable:

@@ -10,6 +10,7 @@ from nfctl.inspect.placement import plan as plans
 from nfctl.inspect.placement import standing, tables
 from nfctl.inspect.placement.tables import Wanted
 from nfctl.kernel import blob, netns
+from nfctl.kernel.table import counters_of
 
 if TYPE_CHECKING:
     from nfctl.control.edit import TableEdit
@@ -127,6 +128,22 @@ class Placed:
             f"{where}: other rules came {side} those of the inspection in {', '.join(chains)}; "
             f"these were moved {side} them"
         ]
+
+    def queued(self) -> int:
+        """Return how many packets the rules have handed to the queues.
+
+        With fail-open the kernel does not count those that it accepted because a queue was full;
+        they are among these. Segments that were sent together are one here.
+        """
+        chain = plans.inspect_chain(self.plan.queue)
+        packets = 0
+        with netns.entered(self._network):
+            for family in self.families:
+                with standing.opened(family, "mangle") as edit:
+                    if edit.kernel.has_chain(chain):
+                        rules = [head for head, _ in edit.kernel.entries(chain)]
+                        packets += counters_of(rules[-1], family)[0] if rules else 0
+        return packets
 
     def remove(self) -> list[Removed]:
         """Take the rules out again; return what was there."""
