@@ -15,6 +15,7 @@ from nfctl.errors import BadInput
 
 if TYPE_CHECKING:
     from nfctl.inspect.capture import Files
+    from nfctl.inspect.placement import Placed
     from nfctl.inspect.rules import Rules
     from nfctl.inspect.run import Options, Report
     from nfctl.inspect.worker import Job
@@ -31,6 +32,7 @@ def _option(panel: str, *names: str, **more: Any) -> Any:
 
 
 def inspect(
+    words: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
     chain: Annotated[
         list[str] | None,
         _option(_WHICH, "--chain", "-c", metavar="CHAIN", help="A built-in chain whose packets are "
@@ -52,7 +54,7 @@ def inspect(
         str,
         _option(_SEE, "--show", metavar="KIND", help="How packets are shown: summary (a line), "
                 "detail (dissected by scapy), hex, json, or flows (a line once the name of a flow "
-                "is known).", default="summary"),
+                "is known).", default=True),
     ] = "summary",
     quiet: Annotated[bool, _option(_SEE, "--quiet", "-q", help="Show no packets.")] = False,
     top: Annotated[
@@ -100,11 +102,12 @@ def inspect(
     ] = 0,
     workers: Annotated[
         int, _option(_HOW, "--workers", metavar="N", min=1, max=64, help="How many processes "
-                     "inspect, each with a queue of its own.", default=True)
+                     "inspect, each with a queue of its own. The kernel spreads packets by their addresses "
+                     "and protocol (--queue-balance).", default=True)
     ] = 1,
     cpu_fanout: Annotated[
-        bool, _option(_HOW, "--queue-cpu-fanout", help="Give each CPU's packets to one worker, "
-                      "instead of each flow's (iptables-extensions(8)).")
+        bool, _option(_HOW, "--queue-cpu-fanout", help="Spread packets over the workers by the CPU "
+                      "that they came to.")
     ] = False,
     queue_length: Annotated[
         int, _option(_HOW, "--queue-length", metavar="N", min=1, help="How many packets may wait.",
@@ -152,8 +155,14 @@ def inspect(
 
     [bold]Example:[/bold] sudo nfctl inspect --chain FORWARD --match '-p tcp --dport 443' --count 10
     """
+    if words:
+        msg = f"packets are chosen by --match, in iptables' words, and not by {words[0]!r}"
+        raise BadInput(msg, hint="nfctl inspect --match '-p tcp --dport 80'")
     if show not in _KINDS:
         msg = f"--show {show}: known are {', '.join(_KINDS)}"
+        raise BadInput(msg)
+    if json and show not in {_KINDS[0], "json"}:
+        msg = f"--json and --show {show} exclude each other"
         raise BadInput(msg)
     if json:
         show = "json"
@@ -222,9 +231,21 @@ def _run(options: Options, json: bool) -> Report:
     from nfctl.inspect.run import Run
 
     tell = Teller(json=json)
-    report = Run(options, event=tell).run()
+    begun = _begun if sys.stderr.isatty() and not json else None
+    report = Run(options, event=tell, begun=begun).run()
     tell.finish(report.document())
     return report
+
+
+def _begun(placed: Placed) -> None:
+    """Tell a person that it works: on an idle host nothing else would show."""
+    plan = placed.plan
+    chains = ", ".join(plan.chains)
+    families = " and ".join(f"IPv{family}" for family in placed.families)
+    numbers = f"queue {plan.queue}"
+    if plan.workers > 1:
+        numbers = f"queues {plan.queue} to {plan.queue + plan.workers - 1}"
+    print(f"nfctl: inspecting {chains} ({families}) by {numbers}; Ctrl-C ends it", file=sys.stderr)
 
 
 def _top(options: Options, json: bool) -> Report:

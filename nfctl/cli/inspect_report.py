@@ -100,8 +100,10 @@ def _count(number: int, what: str) -> str:
 
 
 def _bytes(number: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+    if number < 1024:
+        return _count(int(number), "byte")
+    for unit in ("KiB", "MiB"):
         number /= 1024
-    return ""
+        if number < 1024:
+            return f"{number:,.1f} {unit}"
+    return f"{number / 1024:,.1f} GiB"

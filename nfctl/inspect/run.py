@@ -130,12 +130,15 @@ class Run:
         event: Callable[[str], None],
         figures: Callable[[list[dict[str, Any]]], None] | None = None,
         keys: Callable[[], bool] | None = None,
+        begun: Callable[[placement.Placed], None] | None = None,
     ) -> None:
         self.options = options
         self.event = event
         self.figures = figures
         #: Reads the terminal when there is something to read; True ends the run.
         self.keys = keys
+        #: Called when the rules are in place.
+        self.begun = begun
         self.report = Report()
         self._children: list[_Child] = []
         self._ended_by = ""
@@ -173,6 +176,8 @@ class Run:
                 )
                 for note in self._placed.notes:
                     self.event(note)
+                if self.begun is not None:
+                    self.begun(self._placed)
                 started = time.monotonic()
                 self._watch(wake, started)
         except NfctlError as error:
