@@ -32,7 +32,7 @@ def _option(panel: str, *names: str, **more: Any) -> Any:
 
 
 def inspect(
-    words: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    ctx: typer.Context,
     chain: Annotated[
         list[str] | None,
         _option(_WHICH, "--chain", "-c", metavar="CHAIN", help="A built-in chain whose packets are "
@@ -102,8 +102,8 @@ def inspect(
     ] = 0,
     workers: Annotated[
         int, _option(_HOW, "--workers", metavar="N", min=1, max=64, help="How many processes "
-                     "inspect, each with a queue of its own. The kernel spreads packets by their addresses "
-                     "and protocol (--queue-balance).", default=True)
+                     "inspect, each with a queue of its own. The kernel spreads packets by "
+                     "addresses and protocol (--queue-balance).", default=True)
     ] = 1,
     cpu_fanout: Annotated[
         bool, _option(_HOW, "--queue-cpu-fanout", help="Spread packets over the workers by the CPU "
@@ -155,8 +155,8 @@ def inspect(
 
     [bold]Example:[/bold] sudo nfctl inspect --chain FORWARD --match '-p tcp --dport 443' --count 10
     """
-    if words:
-        msg = f"packets are chosen by --match, in iptables' words, and not by {words[0]!r}"
+    if ctx.args:
+        msg = f"packets are chosen by --match, in iptables' words, and not by {ctx.args[0]!r}"
         raise BadInput(msg, hint="nfctl inspect --match '-p tcp --dport 80'")
     if show not in _KINDS:
         msg = f"--show {show}: known are {', '.join(_KINDS)}"
@@ -222,6 +222,10 @@ def inspect(
     if report.failed is not None:
         raise report.failed
     return None
+
+
+#: Stray words, such as tcpdump's, get an error that says more than typer's.
+inspect.settings = {"allow_extra_args": True}  # type: ignore[attr-defined]
 
 
 # --- the ways to run ------------------------------------------------------------------------------

@@ -385,7 +385,8 @@ def test_colours(net: Net, colours: bool, monkeypatch: pytest.MonkeyPatch) -> No
         assert one.wait() == 0
         text = terminal.written(0.01)
     assert bool(COLOUR.search(text)) == colours
-    plain = COLOUR.sub("", text).splitlines()
+    begun, *plain = COLOUR.sub("", text).splitlines()
+    assert begun == "nfctl: inspecting INPUT (IPv4 and IPv6) by queue 0; Ctrl-C ends it"
     assert re.fullmatch(rf"{CLOCK} eth0> .+ > {shape(SERVER[4], PORT)} udp 29B", plain[0]), plain
 
 

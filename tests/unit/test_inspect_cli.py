@@ -137,7 +137,8 @@ WRONG: Final = {
     "--read x --duration 3": "--duration is for live packets, and does nothing with --read",
     "--read x --clean": "--clean is for live packets, and does nothing with --read",
     "--nonsense": "No such option: --nonsense",
-    "word": "unexpected extra argument",
+    "tcp port 80": "packets are chosen by --match, in iptables' words, and not by 'tcp'",
+    "--json --show hex": "--json and --show hex exclude each other",
 }
 
 
@@ -189,7 +190,7 @@ def test_what_is_asked_for(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "shown"),
     [([], "summary"), (["--json"], "json"), (["--show", "hex"], "hex"), (["--quiet"], ""),
-     (["--top"], ""), (["--json", "--quiet"], ""), (["--json", "--show", "detail"], "json")],
+     (["--top"], ""), (["--json", "--quiet"], ""), (["--json", "--show", "json"], "json")],
 )  # fmt: skip
 def test_what_is_shown(
     call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str], shown: str

@@ -56,7 +56,7 @@ def test_the_first_line(document: dict[str, Any], text: str) -> None:
 
 @pytest.mark.parametrize(
     ("octets", "text"),
-    [(1, "1 bytes"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), ((1 << 20) - 1, "1,024.0 KiB"),
+    [(1, "1 byte"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), ((1 << 20) - 1, "1,024.0 KiB"),
      (5 << 30, "5.0 GiB"), (5 << 50, "5,242,880.0 GiB")],
 )  # fmt: skip
 def test_bytes(octets: int, text: str) -> None:
