@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SECONDS = 4  # of libFuzzer
+# The target is a module of the tests, which need not be in the directory that Python begins in.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def broken(samples: Sequence[bytes]) -> st.SearchStrategy[bytes]:
@@ -93,7 +96,7 @@ def test_libfuzzer_finds_nothing_in_a_few_seconds(tmp_path: Path) -> None:
             sys.executable, "-m", "tests.fuzz.decode", f"-max_total_time={SECONDS}",
             f"-artifact_prefix={tmp_path}/",
         ],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Done " in done.stderr
@@ -105,7 +108,7 @@ def test_without_atheris_the_target_says_so() -> None:
     blocked = "import sys; sys.modules['atheris'] = None; from tests.fuzz import decode; "
     done = subprocess.run(
         [sys.executable, "-c", blocked + "sys.exit(decode.main())"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr == "atheris is not installed: pip install atheris\n"
