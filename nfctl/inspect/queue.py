@@ -22,6 +22,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nfctl.errors import BadInput, Locked, NotPermitted, Unsupported
+from nfctl.kernel import netlink
+from nfctl.kernel.netlink import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,21 +33,17 @@ NF_DROP, NF_ACCEPT, NF_REPEAT = 0, 1, 4
 #: Names of the built-in chains by hook number.
 CHAINS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 #: The longest part of a packet that fits into an attribute, in bytes.
-MOST_COPIED: Final = 65531
+MOST_COPIED: Final = netlink.MOST_VALUE
 
-_NETLINK_NETFILTER, _NETLINK_NO_ENOBUFS, _SOL_NETLINK = 12, 5, 270
-_SO_RCVBUFFORCE = 33
+_NO_ENOBUFS = 5  # of SOL_NETLINK
 _SUBSYS = 3 << 8
 _PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = 0, 1, 2, 3
-_REQUEST, _ACK = 1, 4
-_NLMSG_ERROR = 2
 _BIND, _UNBIND = 1, 2
 _COPY_PACKET = 2
 _CFG_CMD, _CFG_PARAMS, _CFG_LENGTH, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
 _FAIL_OPEN, _GSO = 1, 4
 _A_HDR, _A_VERDICT, _A_MARK, _A_TIMESTAMP, _A_INDEV, _A_OUTDEV = 1, 2, 3, 4, 5, 6
 _A_PAYLOAD, _A_LENGTH, _A_INFO = 10, 13, 14
-_TYPE = 0x3FFF  # of an attribute; above are flags
 _HEADERS = 20  # nlmsghdr and nfgenmsg
 _ROOM = 512  # bytes for everything in a message but the packet
 _MOST_ROOM = 2 << 20  # bytes for the messages of one call
@@ -54,9 +52,6 @@ _MOST_PREFIXES = 1024
 _LARGEST_SEND = 64 << 10  # bytes of verdicts a call
 _MSG_DONTWAIT, _MSG_TRUNC = 0x40, 0x20
 _NONE4 = bytes(4)
-
-_NLMSG = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 class Message(NamedTuple):
@@ -131,16 +126,12 @@ class Queue:
 
     @staticmethod
     def _open() -> socket.socket:
-        try:
-            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-            opened.bind((0, 0))
-        except OSError as error:
-            msg = f"the kernel has no nfnetlink: {error.strerror}"
-            raise Unsupported(msg, hint="CONFIG_NETFILTER_NETLINK is needed") from None
+        opened = netlink.netfilter()
+        opened.bind((0, 0))
         return opened
 
     def _configure(self, length: int, fail_open: bool, gso: bool) -> None:
-        answer = self._ask(_attribute(_CFG_CMD, struct.pack(">BxH", _BIND, 0)))
+        answer = self._ask(attribute(_CFG_CMD, struct.pack(">BxH", _BIND, 0)))
         if answer in {errnos.EPERM, errnos.EACCES}:
             # the kernel's answer for a queue that is taken, too
             if _may_administer():
@@ -156,12 +147,12 @@ class Queue:
             raise Unsupported(msg, hint="CONFIG_NETFILTER_NETLINK_QUEUE is needed")
         self._refused(answer, "be bound")
         params = struct.pack(">IB", self.copy, _COPY_PACKET)
-        self._refused(self._ask(_attribute(_CFG_PARAMS, params)), "copy packets")
+        self._refused(self._ask(attribute(_CFG_PARAMS, params)), "copy packets")
         packed = struct.pack(">I", max(1, length))
-        self._refused(self._ask(_attribute(_CFG_LENGTH, packed)), "take this length")
+        self._refused(self._ask(attribute(_CFG_LENGTH, packed)), "take this length")
         flags = _FAIL_OPEN * fail_open | _GSO * gso
-        body = _attribute(_CFG_MASK, struct.pack(">I", _FAIL_OPEN | _GSO))
-        body += _attribute(_CFG_FLAGS, struct.pack(">I", flags))
+        body = attribute(_CFG_MASK, struct.pack(">I", _FAIL_OPEN | _GSO))
+        body += attribute(_CFG_FLAGS, struct.pack(">I", flags))
         self._refused(self._ask(body), "take its flags")
 
     def _refused(self, answer: int, what: str) -> None:
@@ -172,22 +163,19 @@ class Queue:
     def _ask(self, body: bytes) -> int:
         """Send a configuration message; return the errno that the kernel answers, 0 for none."""
         body = struct.pack("=BBH", 0, 0, socket.htons(self.number)) + body
-        head = _NLMSG.pack(16 + len(body), _SUBSYS | _CONFIG, _REQUEST | _ACK, 1, 0)
+        flags = netlink.REQUEST | netlink.ACK
+        head = netlink.HEADER.pack(16 + len(body), _SUBSYS | _CONFIG, flags, 1, 0)
         self._socket.send(head + body)
         while True:
             answer = self._socket.recv(1 << 17)
-            if _NLMSG.unpack_from(answer)[1] == _NLMSG_ERROR:
-                code: int = struct.unpack_from("=i", answer, 16)[0]
-                return -code
+            if netlink.HEADER.unpack_from(answer)[1] == netlink.NLMSG_ERROR:
+                return netlink.error(answer, netlink.HEADER.size)
 
     def _size(self, buffer: int) -> None:
         """Size the socket's buffer; its owner is told of lost packets by the queue's figures."""
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
-        except OSError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        netlink.size_buffer(self._socket, buffer)
         # After one ENOBUFS the kernel would drop everything until the socket is empty.
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        self._socket.setsockopt(netlink.SOL_NETLINK, _NO_ENOBUFS, 1)
         self._socket.setblocking(False)
 
     def _slots(self) -> None:
@@ -227,8 +215,8 @@ class Queue:
         So nothing is lost when the queue is left while rules still queue packets to it.
         """
         flags = struct.pack(">I", _FAIL_OPEN)
-        body = _attribute(_CFG_LENGTH, _NONE4)
-        body += _attribute(_CFG_MASK, flags) + _attribute(_CFG_FLAGS, flags)
+        body = attribute(_CFG_LENGTH, _NONE4)
+        body += attribute(_CFG_MASK, flags) + attribute(_CFG_FLAGS, flags)
         # without an answer, which would be among the packets
         self._put(self._message(_CONFIG, body))
         self.send()
@@ -261,7 +249,7 @@ class Queue:
 
     def _learn(self, at: int) -> Message | None:
         """Read a message of a layout that was not seen before, and make a reader for it."""
-        size, kind, _, _, _ = _NLMSG.unpack_from(self.buffer, at)
+        size, kind, _, _, _ = netlink.HEADER.unpack_from(self.buffer, at)
         if kind != _SUBSYS | _PACKET or size > self.slot:
             # an error: a verdict for a packet that is gone, as a rule
             self.errors += 1
@@ -269,15 +257,15 @@ class Queue:
         layout: list[tuple[int, int]] = []
         place, end = at + _HEADERS, at + size
         while place + 4 <= end:
-            length, kind = _ATTRIBUTE.unpack_from(self.buffer, place)
+            length, kind = netlink.ATTRIBUTE.unpack_from(self.buffer, place)
             layout.append((kind, length))
-            if length < 4 or kind & _TYPE == _A_PAYLOAD:
+            if length < 4 or kind & netlink.TYPE == _A_PAYLOAD:
                 break
             place += length + 3 & ~3
         if not layout or layout[0] != (_A_HDR, 11):
             self.errors += 1
             return None
-        if layout[-1][0] & _TYPE != _A_PAYLOAD:  # an empty packet; it has to be decided, too
+        if layout[-1][0] & netlink.TYPE != _A_PAYLOAD:  # an empty packet; it has to be decided, too
             ident = bytes(self.buffer[at + _HEADERS + 4 : at + _HEADERS + 8])
             hook = self.buffer[at + _HEADERS + 10]
             none = _NONE4
@@ -309,10 +297,10 @@ class Queue:
         """Decide a packet and send other bytes on in its place: IP header, checksums and all."""
         if self._run is not None:
             self._end_run()
-        body = _attribute(_A_VERDICT, struct.pack(">I", code) + ident)
+        body = attribute(_A_VERDICT, struct.pack(">I", code) + ident)
         if mark is not None:
-            body += _attribute(_A_MARK, mark)
-        self._put(self._message(_VERDICT, body + _attribute(_A_PAYLOAD, packet)))
+            body += attribute(_A_MARK, mark)
+        self._put(self._message(_VERDICT, body + attribute(_A_PAYLOAD, packet)))
 
     def _end_run(self) -> None:
         if self._run is None:
@@ -324,13 +312,13 @@ class Queue:
         self._run = None
         # the packet's number is the last thing of the prefix, and the mark goes behind it
         message = prefix + self._last
-        self._put(message if mark is None else message + _attribute(_A_MARK, mark))
+        self._put(message if mark is None else message + attribute(_A_MARK, mark))
 
     def _prefix(self, code: int, mark: bytes | None, alone: bool) -> bytes:
         """Return a verdict message up to the packet's number: for it, or for all up to it."""
-        body = _attribute(_A_VERDICT, struct.pack(">I", code) + _NONE4)
+        body = attribute(_A_VERDICT, struct.pack(">I", code) + _NONE4)
         if mark is not None:
-            body += _attribute(_A_MARK, mark)
+            body += attribute(_A_MARK, mark)
         prefix = self._message(_VERDICT if alone else _VERDICT_BATCH, body)[: _HEADERS + 8]
         if len(self._prefixes) < _MOST_PREFIXES:
             self._prefixes[code, mark, alone] = prefix
@@ -338,7 +326,7 @@ class Queue:
 
     def _message(self, kind: int, body: bytes) -> bytes:
         body = struct.pack("=BBH", 0, 0, socket.htons(self.number)) + body
-        return _NLMSG.pack(16 + len(body), _SUBSYS | kind, _REQUEST, 0, 0) + body
+        return netlink.HEADER.pack(16 + len(body), _SUBSYS | kind, netlink.REQUEST, 0, 0) + body
 
     def _put(self, message: bytes) -> None:
         message += bytes(-len(message) % 4)
@@ -382,10 +370,6 @@ class _MsgHdr(ct.Structure):
 
 class _MMsgHdr(ct.Structure):
     _fields_ = (("header", _MsgHdr), ("length", ct.c_uint))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _may_administer() -> bool:
@@ -451,5 +435,5 @@ def make_reader(layout: tuple[tuple[int, int], ...]) -> Callable[[bytearray, int
 
 
 def _word(length: int, kind: int) -> int:
-    word: int = struct.unpack("=I", _ATTRIBUTE.pack(length, kind))[0]
+    word: int = struct.unpack("=I", netlink.ATTRIBUTE.pack(length, kind))[0]
     return word

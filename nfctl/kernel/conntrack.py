@@ -19,23 +19,17 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from nfctl.errors import BadInput, NfctlError, NotPermitted, Unsupported
-from nfctl.kernel import netns
+from nfctl.kernel import netlink, netns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NETLINK_NETFILTER, _SOL_NETLINK, _CAP_ACK = 12, 270, 10
-_SO_RCVBUFFORCE = 33
 _SUBSYS = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _NEW, _GET = 0, 1
-_REQUEST, _DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TUPLE, _MARK, _ZONE, _MASK = 1, 8, 18, 21  # CTA_TUPLE_ORIG and so on
-_TYPE = 0x3FFF  # of an attribute; above are flags
 
 _HEADER = struct.Struct("=IHHIIBBH")  # nlmsghdr and nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")
-_NUMBER = struct.Struct("=i")
+_NFGEN = 4  # bytes of the latter
 _MARKS = struct.Struct(">I")
 _VALUES = struct.Struct("=HH4sHH4s")  # CTA_MARK and CTA_MARK_MASK
 
@@ -79,18 +73,9 @@ def clear_marks(mask: int, *, network: str | None = None) -> int:
 
 
 def _open() -> socket.socket:
-    try:
-        opened = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
-    except OSError as error:
-        msg = f"the kernel has no nfnetlink: {error.strerror}"
-        raise Unsupported(msg, hint="CONFIG_NETFILTER_NETLINK is needed") from None
-    try:
-        opened.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # errors without a copy of the request
-        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-    except OSError:  # in a user namespace
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    opened = netlink.netfilter()
+    opened.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
+    netlink.size_buffer(opened, _BUFFER)
     # The kernel has answered when send(2) returns, and made the next part when recv(2) does.
     opened.setblocking(False)
     return opened
@@ -100,7 +85,7 @@ def _requests(reading: socket.socket, bit: int, mask: int) -> Iterator[list[byte
     """Ask for the entries with a bit set; give the requests that clear the mask, by parts."""
     packed = _MARKS.pack(bit)
     filtered = _VALUES.pack(8, _MARK, packed, 8, _MASK, packed)
-    _send(reading, _message(_GET, _REQUEST | _DUMP, socket.AF_UNSPEC, filtered))
+    _send(reading, _message(_GET, netlink.REQUEST | netlink.DUMP, socket.AF_UNSPEC, filtered))
     clearing = _VALUES.pack(8, _MARK, bytes(4), 8, _MASK, _MARKS.pack(mask))
     while True:
         try:
@@ -108,13 +93,14 @@ def _requests(reading: socket.socket, bit: int, mask: int) -> Iterator[list[byte
         except OSError as error:
             raise _refusal(error.errno or errnos.EIO) from None
         found, ended = [], False
-        for at, end, kind, family in _messages(part):
-            if kind in {_NLMSG_ERROR, _NLMSG_DONE}:
-                if number := -_NUMBER.unpack_from(part, at - 4)[0]:
+        for kind, _, _, start, end in netlink.messages(part):
+            if kind in {netlink.NLMSG_ERROR, netlink.NLMSG_DONE}:
+                if number := netlink.error(part, start):
                     raise _refusal(number)
                 ended = True
-            elif named := _named(part, at, end, bit):
-                found.append(_message(_NEW, _REQUEST, family, named + clearing))
+            elif named := _named(part, start + _NFGEN, end, bit):
+                family = part[start]
+                found.append(_message(_NEW, netlink.REQUEST, family, named + clearing))
         yield found
         if ended:
             return
@@ -123,17 +109,11 @@ def _requests(reading: socket.socket, bit: int, mask: int) -> Iterator[list[byte
 def _named(part: bytes, at: int, end: int, bit: int) -> bytes:
     """Return the attributes that name an entry, its tuple and zone; none if it lacks the bit."""
     named, mark = b"", 0
-    while at + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(part, at)
-        kind &= _TYPE
-        if length < 4:
-            break
-        following = at + (length + 3 & ~3)
+    for kind, start, stop in netlink.attributes(part, at, end):
         if kind in {_TUPLE, _ZONE}:
-            named += part[at:following]
+            named += part[start - 4 : stop + -(stop - start) % 4]
         elif kind == _MARK:
-            (mark,) = _MARKS.unpack_from(part, at + 4)
-        at = following
+            (mark,) = _MARKS.unpack_from(part, start)
     return named if mark & bit else b""
 
 
@@ -149,8 +129,8 @@ def _update(writing: socket.socket, requests: list[bytes]) -> int:
             break
         except OSError as error:
             raise _refusal(error.errno or errnos.EIO) from None
-        for at, _, kind, _ in _messages(answers):
-            if kind == _NLMSG_ERROR and (number := -_NUMBER.unpack_from(answers, at - 4)[0]):
+        for kind, _, _, start, _ in netlink.messages(answers):
+            if kind == netlink.NLMSG_ERROR and (number := netlink.error(answers, start)):
                 changed -= 1
                 if number != errnos.ENOENT:  # it has ended since it was read
                     refused = refused or number
@@ -169,20 +149,6 @@ def _send(sending: socket.socket, data: bytes) -> None:
 def _message(kind: int, flags: int, family: int, body: bytes) -> bytes:
     # the version (NFNETLINK_V0) and the resource are 0, and so are sequence number and port
     return _HEADER.pack(20 + len(body), _SUBSYS | kind, flags, 0, 0, family, 0, 0) + body
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Split what recv(2) returned: where the attributes start and end, the type, the family.
-
-    An error and the end of a list have their number where others have the family.
-    """
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, _, _, family, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size:
-            break
-        yield at + _HEADER.size, min(at + length, len(data)), kind, family
-        at += length + 3 & ~3
 
 
 def _refusal(number: int) -> NfctlError:

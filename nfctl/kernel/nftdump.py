@@ -19,25 +19,18 @@ import struct
 from typing import TYPE_CHECKING
 
 from nfctl.errors import NfctlError, NotPermitted, Unsupported
+from nfctl.kernel import netlink
 from nfctl.kernel.backends import BaseChain, HeldTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NETLINK_NETFILTER = 12
 _SUBSYS_NFTABLES = 10
 _GETTABLE, _GETCHAIN, _GETRULE = 1, 4, 7
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_F_REQUEST_DUMP = 0x301
 _F_DUMP_INTR = 0x10
-_ATTR_TYPE = 0x3FFF
 
-_HEADER = struct.Struct("=IHHII")
 _NFGEN = struct.Struct("!BBH")
-_ATTR = struct.Struct("=HH")
 _S32 = struct.Struct("!i")
-_ERRNO = struct.Struct("=i")
-_BODY = _HEADER.size + _NFGEN.size
 
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _NF_DROP = 0
@@ -62,7 +55,7 @@ def nft_tables() -> tuple[HeldTable, ...]:
     try:
         for _ in range(8):
             # A socket of its own for each try: a dump that was given up leaves answers behind.
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETFILTER) as sock:
                 sock.settimeout(5)
                 try:
                     return _read(sock)
@@ -90,7 +83,8 @@ def _read(sock: socket.socket) -> tuple[HeldTable, ...]:
         if _CHAIN_HOOK in chain:
             base.setdefault(key, []).append(_base_chain(name, chain))
         elif use:
-            wanted = _pack(_RULE_TABLE, key[1]) + _pack(_RULE_CHAIN, chain[_CHAIN_NAME])
+            wanted = netlink.attribute(_RULE_TABLE, key[1])
+            wanted += netlink.attribute(_RULE_CHAIN, chain[_CHAIN_NAME])
             use = sum(1 for _ in _dump(sock, _GETRULE, family, wanted))
         chains.setdefault(key, {})[name] = use
     return tuple(
@@ -106,7 +100,7 @@ def _read(sock: socket.socket) -> tuple[HeldTable, ...]:
 
 
 def _base_chain(name: str, chain: dict[int, bytes]) -> BaseChain:
-    hook = dict(_attributes(chain[_CHAIN_HOOK]))
+    hook = netlink.values(chain[_CHAIN_HOOK])
     drops = _CHAIN_POLICY in chain and _number(chain[_CHAIN_POLICY]) == _NF_DROP
     priority = _S32.unpack(hook[_HOOK_PRIORITY])[0]
     return BaseChain(name, _number(hook[_HOOK_NUMBER]), priority, "drop" if drops else "accept")
@@ -120,46 +114,27 @@ def _dump(
     A rule's attributes are left unread: each answer is worth one.
     """
     kind = _SUBSYS_NFTABLES << 8 | question
-    length = _BODY + len(wanted)
-    header = _HEADER.pack(length, kind, _F_REQUEST_DUMP, question, 0)
-    sock.send(header + _NFGEN.pack(family, 0, 0) + wanted)
+    body = _NFGEN.pack(family, 0, 0) + wanted
+    flags = netlink.REQUEST | netlink.DUMP
+    sock.send(netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, question, 0) + body)
     interrupted = False
     while True:
         data = sock.recv(1 << 18)
-        offset = 0
-        while offset < len(data):
-            length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+        for kind, flags, _, start, end in netlink.messages(data):
             interrupted = interrupted or bool(flags & _F_DUMP_INTR)
-            if kind == _NLMSG_DONE:
+            if kind == netlink.NLMSG_DONE:
                 if interrupted:
                     raise _InterruptedError
                 return
-            if kind == _NLMSG_ERROR:
-                code = -_ERRNO.unpack_from(data, offset + _HEADER.size)[0]
+            if kind == netlink.NLMSG_ERROR:
+                code = netlink.error(data, start)
                 if code in (errno.EINTR, errno.ENOENT):  # a chain went away since it was named
                     raise _InterruptedError
                 raise OSError(code, os.strerror(code))
             if question == _GETRULE:
                 yield family, {}
             else:
-                body = data[offset + _BODY : offset + length]
-                yield data[offset + _HEADER.size], dict(_attributes(body))
-            offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _ATTR.size <= len(data):
-        length, kind = _ATTR.unpack_from(data, offset)
-        if length < _ATTR.size:
-            return
-        yield kind & _ATTR_TYPE, data[offset + _ATTR.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _pack(kind: int, value: bytes) -> bytes:
-    attribute = _ATTR.pack(_ATTR.size + len(value), kind) + value
-    return attribute + b"\0" * (-len(attribute) % 4)
+                yield data[start], netlink.values(data[start + _NFGEN.size : end])
 
 
 def _number(value: bytes | None) -> int:

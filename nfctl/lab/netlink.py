@@ -27,24 +27,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfctl.errors import BadInput, NfctlError, NotPermitted, Unsupported
+from nfctl.kernel import netlink
 from nfctl.lab import fork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # linux/netlink.h
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
-_NLMSG_ERROR = 2
+NLM_F_REQUEST, NLM_F_ACK = netlink.REQUEST, netlink.ACK
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 _ACK_TLVS, _ACK_CAPPED = 0x200, 0x100  # flags of an answer: it has attributes; no request's copy
 _ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
-_SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 2, 10, 11
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _EXT_ACK = 1, 2, 11
 _LINK_EVENTS = 1  # RTNLGRP_LINK
-_SO_RCVBUFFORCE = 33
-
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
-_NUMBER = struct.Struct("=i")
 
 _AT_ONCE = 32  # requests in one send; their answers have to fit the receive buffer
 _BUFFER = 1 << 20  # bytes
@@ -74,12 +69,9 @@ class Netlink:
         )
         self._sequence = 0
         if descriptor is None:
-            for option in (_CAP_ACK, _EXT_ACK):
-                self._socket.setsockopt(_SOL_NETLINK, option, 1)
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-            except PermissionError:  # in a user namespace
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            for option in (netlink.CAP_ACK, _EXT_ACK):
+                self._socket.setsockopt(netlink.SOL_NETLINK, option, 1)
+            netlink.size_buffer(self._socket, _BUFFER)
         self._socket.setblocking(False)  # the kernel has answered when send(2) returns
         fork.close_in_children(self)
 
@@ -120,11 +112,13 @@ class Netlink:
         found: dict[int, Answer] = {}
         data: dict[int, bytes] = {}
         while len(found) < len(requests):
-            for kind, flags, sequence, payload in _messages(self._receive()):
+            received = self._receive()
+            for kind, flags, sequence, start, end in netlink.messages(received):
                 if not first <= sequence <= self._sequence:
                     continue  # an event
-                if kind == _NLMSG_ERROR:
-                    number = -_NUMBER.unpack_from(payload)[0]
+                payload = received[start:end]
+                if kind == netlink.NLMSG_ERROR:
+                    number = netlink.error(payload, 0)
                     text = _words(payload, flags) if number else ""
                     found[sequence] = Answer(number, text, data.get(sequence, b""))
                 else:
@@ -133,11 +127,11 @@ class Netlink:
 
     def subscribe(self) -> None:
         """Have the socket become readable whenever a link of the namespace changes."""
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _LINK_EVENTS)
+        self._socket.setsockopt(netlink.SOL_NETLINK, _ADD_MEMBERSHIP, _LINK_EVENTS)
 
     def unsubscribe(self) -> None:
         """Take back :meth:`subscribe`, and forget what was not read."""
-        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _LINK_EVENTS)
+        self._socket.setsockopt(netlink.SOL_NETLINK, _DROP_MEMBERSHIP, _LINK_EVENTS)
         self.drain()
 
     def drain(self) -> None:
@@ -155,35 +149,15 @@ class Netlink:
                     raise
 
 
-def _messages(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """Split what recv(2) returned: the type, flags, sequence number and payload of each."""
-    found = []
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
-        found.append((kind, flags, sequence, data[at + _HEADER.size : at + length]))
-        at += max(length + 3 & ~3, _HEADER.size)
-    return found
-
-
-def attributes(data: bytes, start: int) -> dict[int, bytes]:
-    """Return the attributes of a message by their type, from the byte ``start`` on."""
-    found = {}
-    while start + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        found[kind & 0x3FFF] = data[start + _ATTRIBUTE.size : start + length]
-        start += max(length + 3 & ~3, _ATTRIBUTE.size)
-    return found
-
-
 def _words(payload: bytes, flags: int) -> str:
     """Return what the kernel says of an error (NETLINK_EXT_ACK); "" if nothing."""
     if not flags & _ACK_TLVS:
         return ""
-    start = _NUMBER.size + _HEADER.size
+    start = netlink.ERRNO.size + netlink.HEADER.size
     if not flags & _ACK_CAPPED:
-        start += int(_HEADER.unpack_from(payload, _NUMBER.size)[0]) - _HEADER.size
-    text = attributes(payload, start).get(_ERROR_TEXT, b"")
+        start += int(netlink.HEADER.unpack_from(payload, netlink.ERRNO.size)[0])
+        start -= netlink.HEADER.size
+    text = netlink.values(payload, start).get(_ERROR_TEXT, b"")
     return text.rstrip(b"\0").decode(errors="replace")
 
 

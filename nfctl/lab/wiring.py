@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import BadInput, NfctlError, Unsupported
+from nfctl.kernel.netlink import values
 from nfctl.lab import namespaces
 from nfctl.lab.netlink import (
     NLM_F_CREATE,
@@ -25,7 +26,6 @@ from nfctl.lab.netlink import (
     Answer,
     Netlink,
     Request,
-    attributes,
     encode,
     messages,
     refusal,
@@ -304,7 +304,7 @@ def _wait_ready(ends: Sequence[End]) -> None:
             ):
                 if answer.errno:
                     raise refusal(pending[end].doing, answer)
-                found = attributes(answer.data, _LINK_HEADER)
+                found = values(answer.data, _LINK_HEADER)
                 if found.get(_OPERSTATE) == _OPERSTATE_UP and found.get(_QDISC) != b"noop\0":
                     del pending[end]
         if not pending:

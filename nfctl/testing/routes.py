@@ -9,20 +9,16 @@ import socket
 import struct
 from typing import NamedTuple
 
-from nfctl.lab.netlink import attributes
+from nfctl.kernel import netlink
 
-# linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+# linux/rtnetlink.h, linux/if_addr.h
 _RTM_GETADDR, _RTM_GETROUTE = 22, 26
 _RTN_LOCAL, _SCOPE_LINK = 2, 253
 _DEAD_ENDS = frozenset({6, 7, 8})  # RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_GATEWAY, _RTA_PREFSRC = 1, 5, 7
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ADDRESS = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg; its eighth field is the type
-_ERRNO = struct.Struct("=i")
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -49,9 +45,9 @@ def addresses(family: int) -> list[Address]:
     """Return this host's addresses, the loopback's first, without link-local ones."""
     request = _ADDRESS.pack(_FAMILIES[family], 0, 0, 0, 0)
     found = []
-    for payload in _ask(_RTM_GETADDR, _NLM_F_DUMP, request):
+    for payload in _ask(_RTM_GETADDR, netlink.DUMP, request):
         _, length, _, scope, _ = _ADDRESS.unpack_from(payload)
-        known = attributes(payload, _ADDRESS.size)
+        known = netlink.values(payload, _ADDRESS.size)
         if scope != _SCOPE_LINK:
             raw = known.get(_IFA_LOCAL) or known[_IFA_ADDRESS]
             found.append(Address(str(ipaddress.ip_address(raw)), length))
@@ -63,12 +59,12 @@ def route(address: str) -> Route:
     parsed = ipaddress.ip_address(address)
     raw = parsed.packed
     request = _ROUTE.pack(_FAMILIES[parsed.version], len(raw) * 8, 0, 0, 0, 0, 0, 0, 0)
-    request += struct.pack("=HH", 4 + len(raw), _RTA_DST) + raw
+    request += netlink.attribute(_RTA_DST, raw)
     (payload,) = _ask(_RTM_GETROUTE, 0, request)
     kind = _ROUTE.unpack_from(payload)[7]
     if kind in _DEAD_ENDS:
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
-    known = attributes(payload, _ROUTE.size)
+    known = netlink.values(payload, _ROUTE.size)
     source, gateway = known.get(_RTA_PREFSRC, b""), known.get(_RTA_GATEWAY, raw)
     return Route(
         "" if kind == _RTN_LOCAL else str(ipaddress.ip_address(gateway)),
@@ -80,19 +76,16 @@ def _ask(kind: int, flags: int, request: bytes) -> list[bytes]:
     """Send one request and return the payloads of all the answers to it."""
     found: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        length = _HEADER.size + len(request)
-        sock.send(_HEADER.pack(length, kind, flags | _NLM_F_REQUEST, 1, 0) + request)
+        length = netlink.HEADER.size + len(request)
+        sock.send(netlink.HEADER.pack(length, kind, flags | netlink.REQUEST, 1, 0) + request)
         while True:
-            data, at = sock.recv(1 << 17), 0
-            while at < len(data):
-                length, answer, _, _, _ = _HEADER.unpack_from(data, at)
-                payload = data[at + _HEADER.size : at + length]
-                if answer == _NLMSG_ERROR:
-                    number = -_ERRNO.unpack_from(payload)[0]
+            data = sock.recv(1 << 17)
+            for answer, _, _, start, end in netlink.messages(data):
+                if answer == netlink.NLMSG_ERROR:
+                    number = netlink.error(data, start)
                     raise OSError(number, os.strerror(number))
-                if answer == _NLMSG_DONE:
+                if answer == netlink.NLMSG_DONE:
                     return found
-                found.append(payload)
-                at += length + 3 & ~3
-            if not flags & _NLM_F_DUMP:
+                found.append(data[start:end])
+            if not flags & netlink.DUMP:
                 return found
