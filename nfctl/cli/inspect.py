@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nfctl.inspect.worker import Job
 
 _SEE, _DECIDE, _WHICH, _HOW = "What is shown", "What is decided", "Which packets", "How"
-_KINDS = ("summary", "detail", "hex", "json", "flows")
 _LATEST = 60_000  # ms
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -158,10 +157,12 @@ def inspect(
     if ctx.args:
         msg = f"packets are chosen by --match, in iptables' words, and not by {ctx.args[0]!r}"
         raise BadInput(msg, hint="nfctl inspect --match '-p tcp --dport 80'")
-    if show not in _KINDS:
-        msg = f"--show {show}: known are {', '.join(_KINDS)}"
+    from nfctl.inspect.show import KINDS, colours
+
+    if show not in KINDS:
+        msg = f"--show {show}: known are {', '.join(KINDS)}"
         raise BadInput(msg)
-    if json and show not in {_KINDS[0], "json"}:
+    if json and show not in {KINDS[0], "json"}:
         msg = f"--json and --show {show} exclude each other"
         raise BadInput(msg)
     if json:
@@ -200,7 +201,7 @@ def inspect(
         copy=copy,
         user=user,
         show=shown,
-        colour=_colour(),
+        colour=colours(1),
         capture=bool(write_to),
         rotate=files.limit if files is not None else 0,
         follow=top,
@@ -264,10 +265,10 @@ def _top(options: Options, json: bool) -> Report:
 
 
 def _read(file: str, job: Job, files: Files | None, *, quiet: bool, json: bool) -> None:
-    from nfctl.cli.inspect_show import Show
     from nfctl.inspect import handlers, replay
     from nfctl.inspect.capture import Writer, read
     from nfctl.inspect.deadline import Deadline
+    from nfctl.inspect.show import Show
 
     deadline = Deadline(job.deadline)
     tell = Teller(json=json)
@@ -379,7 +380,3 @@ def _mask(text: str) -> int:
         msg = f"--mark-mask {text}: it is two adjacent bits, as 0x3000"
         raise BadInput(msg)
     return mask
-
-
-def _colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -26,7 +26,7 @@ class Teller:
     """
 
     def __init__(self, *, json: bool = False) -> None:
-        from nfctl.cli.inspect_show import Output
+        from nfctl.inspect.show import Output
 
         self.json = json
         self._out = Output(1 if json else 2)

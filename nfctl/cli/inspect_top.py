@@ -20,8 +20,8 @@ import tty
 from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.cli.inspect_rates import ORDERS, Flow, Queue, Rates
-from nfctl.cli.inspect_show import Output
 from nfctl.cli.output import human
+from nfctl.inspect.show import Output
 from nfctl.inspect.text import cells, cut, safe
 
 if TYPE_CHECKING:

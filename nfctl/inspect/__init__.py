@@ -11,6 +11,7 @@ How a packet goes, and the module that each step has to itself:
   ``verdict`` is what they answer, ``rewrite`` how a packet is changed;
 - ``inspector`` takes a packet through all of that; ``worker`` is the process that does so, without
   privileges; ``run`` starts and ends it all; ``replay`` does the same with a capture, without root;
-- ``summary`` says in a line, or in a JSON record, what a packet is; ``capture`` reads and writes
-  capture files; ``figures`` are the queue's own counters.
+- ``summary`` says in a line, ``record`` in a JSON object, what a packet is; ``show`` prints that
+  without ever waiting; ``capture`` reads and writes capture files; ``figures`` are the queue's
+  own counters.
 """

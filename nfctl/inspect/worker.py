@@ -37,13 +37,13 @@ from nfctl.kernel import netns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nfctl.cli.inspect_show import Show
     from nfctl.inspect.capture import Writer
     from nfctl.inspect.countdown import Countdown
     from nfctl.inspect.figures import Figures
     from nfctl.inspect.handlers import Handlers
     from nfctl.inspect.packet import Packet
     from nfctl.inspect.rules import Rules
+    from nfctl.inspect.show import Show
     from nfctl.inspect.verdict import Verdict
 
 _INTERVAL: Final = 1.0  # seconds between figures
@@ -159,7 +159,7 @@ class Worker:
             )
         _prepare(job)
         if job.show:
-            from nfctl.cli.inspect_show import Show
+            from nfctl.inspect.show import Show
 
             self._show = Show(job.show, colour=job.colour)
         self._notes = privileges.drop(job.user).notes

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw, raw
 
-from nfctl.cli import inspect_show
-from nfctl.cli.inspect_show import KEPT, Output, Show, hexdump
+from nfctl.inspect import show as module
 from nfctl.inspect import summary
 from nfctl.inspect.packet import Packet
+from nfctl.inspect.show import KEPT, Output, Show, hexdump
 from nfctl.inspect.verdict import ACCEPT, Action, Verdict
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def err() -> Iterator[Pipe]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_show, "LAST", 0.05)
+    monkeypatch.setattr(module, "LAST", 0.05)
 
 
 def packet(data: bytes = SYN, **more: Any) -> Packet:
@@ -210,7 +210,7 @@ def test_lines_are_gathered(out: Pipe) -> None:
     assert not show.waiting
     assert out.text().count("\n") == 1
     show.packet(packet(), ACCEPT)
-    now[0] += inspect_show.EVERY
+    now[0] += module.EVERY
     show.packet(packet(), ACCEPT)
     assert out.text().count("\n") == 2
     show.close()
@@ -284,7 +284,7 @@ def test_shared_flags_stay(out: Pipe) -> None:
 
 def test_captures_wait_for_their_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``waits`` nothing is left out, though the pipe was full and much less is kept."""
-    monkeypatch.setattr(inspect_show, "KEPT", 1000)
+    monkeypatch.setattr(module, "KEPT", 1000)
     pipe = Pipe()
     lines: list[str] = []
 
@@ -374,7 +374,7 @@ def test_processes_share_a_pipe(waits: bool) -> None:
 
 def test_udp_of_every_kind(out: Pipe) -> None:
     """Each kind shows a packet without a payload, too."""
-    for kind in inspect_show.KINDS:
+    for kind in module.KINDS:
         show = Show(kind, colour=True, stream=out.write)
         show.packet(packet(raw(HERE / UDP())), DROP, hello=True)
         show.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nfctl.inspect.packet import Packet
     from nfctl.inspect.verdict import Verdict
 
-KINDS: Final = ("summary", "detail", "hex", "flows", "json")
+KINDS: Final = ("summary", "detail", "hex", "json", "flows")
 EVERY: Final = 0.05
 """Seconds after which lines are written even if more packets keep coming."""
 GATHERED: Final = 1 << 16
