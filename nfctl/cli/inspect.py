@@ -371,12 +371,13 @@ def _seconds(text: str) -> float:
 
 
 def _mask(text: str) -> int:
+    from nfctl.inspect.marks import is_mask
+
     try:
         mask = int(text, 0)
     except ValueError:
         mask = 0
-    low = mask & -mask
-    if not low or mask != 3 * low or mask >= 1 << 32:
+    if not is_mask(mask):
         msg = f"--mark-mask {text}: it is two adjacent bits, as 0x3000"
         raise BadInput(msg)
     return mask

@@ -1,6 +1,6 @@
 """A packet as scapy dissects it, for handlers that ask for it and for people who want all of it.
 
-scapy is imported when first needed, which takes 0.2 s; :func:`prepare` does that early, as a
+scapy is imported when first needed, which takes 0.2 s; :func:`load` does that early, as a
 process must that is about to give up its privileges. It forks nothing and needs no root. It is
 kept from reading the machine's routes, which may be many: a handler that sends packets with scapy
 calls ``conf.route.resync()`` (``conf.route6`` for IPv6) first. Its warnings are silenced, since
@@ -43,11 +43,6 @@ def load() -> tuple[Callable[[bytes], Any], Callable[[bytes], Any], Callable[[by
         from scapy.layers.inet6 import IPv6
         from scapy.packet import Raw
     return Raw, IP, IPv6
-
-
-def prepare() -> None:
-    """Import scapy now, while its files are at hand."""
-    load()
 
 
 def dissect(data: bytes, version: int) -> Any:

@@ -20,8 +20,6 @@ from nfctl.inspect.headers import ICMP, ICMPV6, TCP, UDP
 from nfctl.inspect.payloads import quic, tls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nfctl.inspect.headers import Headers
     from nfctl.inspect.packet import Packet
     from nfctl.inspect.payloads.tls import ClientHello
@@ -102,9 +100,9 @@ class Flows:
     def __len__(self) -> int:
         return len(self._flows)
 
-    def live(self) -> Iterator[Flow]:
-        """Iterate over the flows, the one seen last at the end; the table may change meanwhile."""
-        return iter(list(self._flows.values()))
+    def live(self) -> list[Flow]:
+        """Return the flows, the one seen last at the end."""
+        return list(self._flows.values())
 
     def see(self, packet: Packet) -> Flow | None:
         """Find or make the flow of a packet, and read its ClientHello on.

@@ -10,6 +10,8 @@ import struct
 
 TCP, UDP, ICMP, ICMPV6, SCTP, UDPLITE, DCCP, ESP, AH = 6, 17, 1, 58, 132, 136, 33, 50, 51
 
+WITH_PORTS = frozenset({TCP, UDP, UDPLITE, SCTP, DCCP})
+
 #: Hop-by-hop and destination options, routing, fragment, AH, mobility, HIP, shim6. ESP hides
 #: what follows, and behind "no next header" (59) nothing does: those two are protocols here.
 EXTENSIONS = frozenset({0, 43, 44, AH, 60, 135, 139, 140})

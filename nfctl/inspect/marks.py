@@ -12,6 +12,11 @@ from typing import Final, NamedTuple
 DEFAULT_MASK: Final = 0x3000
 
 
+def is_mask(mask: int) -> bool:
+    """Whether a number is two adjacent bits of a mark."""
+    return 0 < mask <= 0xFFFFFFFF and mask == 3 * (mask & -mask)
+
+
 class Marks(NamedTuple):
     """The values that the bits of ``mask`` have in a packet's and in a connection's mark.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import BadInput, NotPermitted
+from nfctl.kernel.privileges import CAP_NET_ADMIN, in_user_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 CAP_SETGID = 6
 CAP_SETUID = 7
 CAP_SETPCAP = 8
-CAP_NET_ADMIN = 12
 _CAPABILITY_VERSION_3 = 0x20080522
 _HEADER = struct.Struct("=Ii")  # struct __user_cap_header_struct: version, process id
 _DATA = struct.Struct("=6I")  # two __user_cap_data_struct: effective, permitted, inheritable
@@ -40,7 +40,6 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _MAX_CAPABILITIES = 64
 _MAX_ID = 0xFFFFFFFE  # the one above means "no change" to setresuid(2)
-_ALL_IDS = ["0", "0", "4294967295"]
 _STATUS = Path("/proc/self/status")
 _libc = ct.CDLL(None, use_errno=True)
 
@@ -204,7 +203,7 @@ def _back(before: _Status) -> None:
 
 def _in_user_namespace() -> bool:
     try:
-        return Path("/proc/self/uid_map").read_text(encoding="ascii").split() != _ALL_IDS
+        return in_user_namespace()
     except OSError:
         return False
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Verdicts (linux/netfilter.h).
 NF_DROP, NF_ACCEPT, NF_REPEAT = 0, 1, 4
-#: Names of the built-in chains by hook number.
-CHAINS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 #: The longest part of a packet that fits into an attribute, in bytes.
 MOST_COPIED: Final = netlink.MOST_VALUE
 

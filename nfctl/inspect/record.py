@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.inspect import headers as at
 from nfctl.inspect.packet import PROTOCOLS
-from nfctl.inspect.text import escaped
+from nfctl.inspect.text import address, escaped
 
 if TYPE_CHECKING:
     from nfctl.inspect.headers import Headers
@@ -115,12 +114,11 @@ def _text(text: str) -> str:
 
 
 def _record_headers(found: dict[str, Any], head: Headers) -> None:
-    kind = AF_INET if head.version == 4 else AF_INET6
     found["family"] = head.version
     if head.proto >= 0:
         found["protocol"] = PROTOCOLS.get(head.proto) or str(head.proto)
-    found["source"] = inet_ntop(kind, head.src)
-    found["destination"] = inet_ntop(kind, head.dst)
+    found["source"] = address(head.src)
+    found["destination"] = address(head.dst)
     if head.sport or head.dport:
         found["sport"] = head.sport
         found["dport"] = head.dport

@@ -42,14 +42,12 @@ from typing import TYPE_CHECKING, Final
 from nfctl.document import Kind, known, shown
 from nfctl.inspect import checksum
 from nfctl.inspect import headers as at
+from nfctl.inspect.packet import MOST_REPLACED
 
 if TYPE_CHECKING:
     from nfctl.document import Node
     from nfctl.inspect.headers import Headers
     from nfctl.inspect.packet import Packet
-
-MOST: Final = 65_531
-"""Bytes of the longest packet that the kernel takes back: an attribute of netlink has no more."""
 
 DSCP: Final = {
     **{f"cs{n}": n * 8 for n in range(8)},
@@ -85,7 +83,7 @@ class Payload:
         """Return the new payload."""
         if self.pattern is None:
             return self._fill(self.whole, len(old))
-        room = MOST
+        room = MOST_REPLACED
         template = self.template
         plain = b"\\" not in template
 
@@ -144,7 +142,7 @@ class Rewrite:
         All checksums in it are whole then: the kernel makes none for what comes back from a queue.
         """
         head, data = packet.headers, packet.data
-        if head.malformed or head.truncated or len(data) > MOST:
+        if head.malformed or head.truncated or len(data) > MOST_REPLACED:
             raise CannotRewrite(_why(head))
         six = head.version == 6
         size = 40 + (data[4] << 8 | data[5]) if six else data[2] << 8 | data[3]
@@ -224,7 +222,7 @@ class Rewrite:
             reason = "a TCP payload of another length"
             raise CannotRewrite(reason)
         size = len(new) + longer
-        if size > MOST:
+        if size > MOST_REPLACED:
             reason = "too long"
             raise CannotRewrite(reason)
         new[head.data : head.end] = content
@@ -396,8 +394,8 @@ def _bytes(node: Node, way: str) -> bytes:
             )
         except (ValueError, binascii.Error):
             raise node.error(f"{shown(raw)} is not in {way}") from None
-    if len(content) > MOST:
-        raise node.error("this is more than a packet carries", f"{MOST} bytes at most")
+    if len(content) > MOST_REPLACED:
+        raise node.error("this is more than a packet carries", f"{MOST_REPLACED} bytes at most")
     return content
 
 

@@ -8,13 +8,12 @@ looked up. Nothing here raises, whatever the packet.
 from __future__ import annotations
 
 import time
-from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfctl.inspect import headers as at
 from nfctl.inspect.packet import PROTOCOLS
 from nfctl.inspect.record import FLAGS, record
-from nfctl.inspect.text import cells, cut, safe
+from nfctl.inspect.text import cells, cut, ends, safe
 from nfctl.inspect.verdict import ACCEPT, Action, Verdict
 
 if TYPE_CHECKING:
@@ -154,18 +153,8 @@ def _where(packet: Packet) -> str:
 
 
 def flow(head: Headers) -> str:
-    """Return ``source > destination``; IPv6 addresses are in brackets if there are ports."""
-    if not head.src:
-        return "no address"
-    if head.version == 4:
-        source, destination = inet_ntop(AF_INET, head.src), inet_ntop(AF_INET, head.dst)
-        if head.sport or head.dport:
-            return f"{source}:{head.sport} > {destination}:{head.dport}"
-        return f"{source} > {destination}"
-    source, destination = inet_ntop(AF_INET6, head.src), inet_ntop(AF_INET6, head.dst)
-    if head.sport or head.dport:
-        return f"[{source}]:{head.sport} > [{destination}]:{head.dport}"
-    return f"{source} > {destination}"
+    """Return where a packet goes from and to: see :func:`nfctl.inspect.text.ends`."""
+    return ends(head.src, head.dst, head.sport, head.dport) if head.src else "no address"
 
 
 def _decided(packet: Packet, verdict: Verdict) -> str:

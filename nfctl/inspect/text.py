@@ -7,6 +7,7 @@ but by :func:`safe`.
 from __future__ import annotations
 
 import unicodedata
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
 
 TEXT: Final = 60
@@ -58,6 +59,21 @@ def escaped(char: str) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def address(packed: bytes) -> str:
+    """Return the text of an address of 4 or 16 bytes."""
+    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
+
+
+def ends(src: bytes, dst: bytes, sport: int = 0, dport: int = 0) -> str:
+    """Return ``source > destination``; IPv6 addresses are in brackets if there are ports."""
+    source, destination = address(src), address(dst)
+    if not (sport or dport):
+        return f"{source} > {destination}"
+    if len(src) == 4:
+        return f"{source}:{sport} > {destination}:{dport}"
+    return f"[{source}]:{sport} > [{destination}]:{dport}"
 
 
 def cells(text: str) -> int:

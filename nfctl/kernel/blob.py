@@ -32,14 +32,13 @@ from nfctl.kernel.layout import (
     standard_target,
 )
 from nfctl.kernel.libraries import libraries
-from nfctl.ruleset.names import check_table
+from nfctl.ruleset.names import HOOKS, check_table
 
 _GET_INFO, _GET_ENTRIES = 64, 65  # IPT_BASE_CTL and the one after it; the same for IPv6
 _INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 _BASE = 40  # of the entries in struct ipt_get_entries: behind name[32], size and padding
 _ERROR_TARGET = 64  # struct xt_error_target, aligned
 _ERROR = b"ERROR\0"
-_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # enum nf_inet_hooks
 _VERDICTS = {-1: b"DROP", -2: b"ACCEPT", -4: b"QUEUE", -5: b"RETURN"}  # -NF_* - 1, XT_RETURN
 _VERDICT = struct.Struct("=i")
 _ATTEMPTS = 20
@@ -95,7 +94,7 @@ class Blob:
         data, at = self.data, self.layout
         heads = {
             _BASE + offset: name
-            for hook, (offset, name) in enumerate(zip(self.info.hook_entry, _HOOKS, strict=True))
+            for hook, (offset, name) in enumerate(zip(self.info.hook_entry, HOOKS, strict=True))
             if self.info.valid_hooks >> hook & 1
         }
         new = tuple.__new__  # a NamedTuple's own constructor is slow

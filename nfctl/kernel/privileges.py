@@ -35,16 +35,20 @@ class Privileges:
 def read_privileges(*, proc: Path = PROC, run_netns: Path = RUN_NETNS) -> Privileges:
     """Look at the calling thread; OSError or ValueError if ``/proc`` does not answer."""
     effective = _effective((proc / "self/status").read_text())
-    uid_map = (proc / "self/uid_map").read_text().split()
     inode = (proc / "thread-self/ns/net").stat().st_ino
     return Privileges(
         net_admin=bool(effective >> CAP_NET_ADMIN & 1),
         net_raw=bool(effective >> CAP_NET_RAW & 1),
-        user_namespace=uid_map != _ALL_IDS,
+        user_namespace=in_user_namespace(proc=proc),
         netns=inode,
         netns_name=_netns_name(run_netns, inode),
         netns_initial=_same_as_init(proc, inode),
     )
+
+
+def in_user_namespace(*, proc: Path = PROC) -> bool:
+    """Whether the process is in another user namespace than the initial one; OSError."""
+    return (proc / "self/uid_map").read_text().split() != _ALL_IDS
 
 
 def _effective(status: str) -> int:

@@ -20,6 +20,9 @@ BUILTIN_CHAINS: dict[str, tuple[str, ...]] = {
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
 
+#: The chain of each hook, by its number (enum nf_inet_hooks); mangle has them all.
+HOOKS = BUILTIN_CHAINS["mangle"]
+
 #: The verdicts of the standard target; ``QUEUE`` is the old form of NFQUEUE 0.
 VERDICTS = ("ACCEPT", "DROP", "QUEUE", "RETURN")
 

@@ -14,8 +14,9 @@ import pytest
 
 from nfctl.errors import BadInput, Locked, NfctlError, NotPermitted
 from nfctl.inspect.privileges import drop
-from nfctl.inspect.queue import CHAINS, NF_ACCEPT, NF_DROP, NF_REPEAT, Message, Queue
+from nfctl.inspect.queue import NF_ACCEPT, NF_DROP, NF_REPEAT, Message, Queue
 from nfctl.kernel import netns
+from nfctl.ruleset.names import HOOKS
 from tests.kernel.conftest import SLOWNESS
 from tests.kernel.inspecting import (
     FAMILIES,
@@ -168,7 +169,7 @@ PLACES: Final = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", HOOKS)
 def test_what_the_oracle_sees(net: Net, chain: str, family: int) -> None:
     """From each hook: the oracle's hooks, marks, interfaces and bytes, in its order."""
     host = {"INPUT": net.server, "OUTPUT": net.client}.get(chain, net.router)
@@ -192,7 +193,7 @@ def test_what_the_oracle_sees(net: Net, chain: str, family: int) -> None:
             here.sendto(data, (SERVER[family], 4000 + number % 4))
         until(12, ours, theirs)
     assert ours.seen == theirs.seen
-    assert {CHAINS[seen.hook] for seen in ours.seen} == {chain}
+    assert {HOOKS[seen.hook] for seen in ours.seen} == {chain}
     marks = set() if chain == "PREROUTING" else {0x80000001, 0x17}
     assert {seen.mark for seen in ours.seen} == {0, *marks}
     assert ours.queue.errors == 0

@@ -68,7 +68,7 @@ def test_scapy_is_imported_late_and_in_silence() -> None:
         "import sys, socket, nfctl.inspect.dissect as d, nfctl.inspect.capture, "
         "nfctl.inspect.rewrite\n"
         "assert not any(m.startswith('scapy') for m in sys.modules), 'early'\n"
-        "d.prepare()\n"
+        "d.load()\n"
         "from scapy.config import conf\n"
         "assert not conf.route.routes and not conf.route6.routes\n"
         "d.dissect(b'E', 4)\n"

@@ -23,8 +23,9 @@ from scapy.packet import Raw, raw
 from nfctl.document import load
 from nfctl.errors import BadInput
 from nfctl.inspect import checksum
+from nfctl.inspect.packet import MOST_REPLACED as MOST
 from nfctl.inspect.packet import Packet
-from nfctl.inspect.rewrite import DSCP, MOST, CannotRewrite, Rewrite
+from nfctl.inspect.rewrite import DSCP, CannotRewrite, Rewrite
 from tests.unit.test_inspect_checksum import packets, partial, words
 
 HEAD = {4: IP(src="192.0.2.1", dst="192.0.2.2"), 6: IPv6(src="2001:db8::1", dst="2001:db8::2")}

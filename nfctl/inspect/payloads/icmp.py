@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
 from nfctl.inspect import headers as at
+from nfctl.inspect.packet import PROTOCOLS
+from nfctl.inspect.text import ends
 
 _V4 = {
     0: "echo reply",
@@ -99,13 +99,6 @@ _V6_CODES = {
 }
 #: The types that quote the packet they are about.
 _ERRORS = {4: frozenset({3, 4, 5, 11, 12}), 6: frozenset({1, 2, 3, 4})}
-_WITH_PORTS = {
-    at.TCP: "tcp",
-    at.UDP: "udp",
-    at.UDPLITE: "udplite",
-    at.SCTP: "sctp",
-    at.DCCP: "dccp",
-}
 
 
 def name(version: int, type_: int, code: int) -> str:
@@ -136,18 +129,11 @@ def inner(version: int, message: bytes) -> str:
     head = at.decode(quoted, length)
     if head.version != version or not head.src:
         return ""
-    source, target = (_address(address) for address in (head.src, head.dst))
-    protocol = _WITH_PORTS.get(head.proto)
-    if protocol and (head.sport or head.dport):
-        if version == 6:
-            source, target = f"[{source}]", f"[{target}]"
-        return f"{protocol} {source}:{head.sport} > {target}:{head.dport}"
+    flow = ends(head.src, head.dst, head.sport, head.dport)
     if head.icmp is not None:
-        return f"{name(version, *head.icmp)} {source} > {target}"
-    if protocol is None:
+        return f"{name(version, *head.icmp)} {flow}"
+    if head.proto in at.WITH_PORTS:
+        protocol = PROTOCOLS[head.proto]
+    else:
         protocol = "icmp" if head.proto in {at.ICMP, at.ICMPV6} else f"protocol {head.proto}"
-    return f"{protocol} {source} > {target}"
-
-
-def _address(packed: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    return f"{protocol} {flow}"

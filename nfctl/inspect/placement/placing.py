@@ -161,19 +161,17 @@ def _make_room(plan: Plan, bound: dict[int, figures.Figures], wait: float) -> li
     that come after it. Of two that run with the same bits, one would take the other's verdicts.
     """
     others = [other for other in standing.standing(bound) if other.queue != plan.queue]
-    running = [other for other in others if other.listener is not None]
-    for other in running:
-        who = f"the inspection of queue {other.queue}"
-        if other.listener is not None:
-            who += f", by {figures.listener(other.listener)},"
+    for other in others:
+        if other.listener is None:
+            continue
+        who = f"the inspection of queue {other.queue}, by {figures.listener(other.listener)},"
         if shared := set(plan.queues) & set(other.queues):
             msg = f"{who} has queue {min(shared)} as well"
             raise Locked(msg)
         if other.mask & plan.mask:
-            used = 0
-            for one in running:
-                used |= one.mask
-            free = next((mask for mask in plans.OTHER_MASKS if not mask & used), 0)
+            used = [one.mask for one in others if one.listener is not None]
+            masks = plans.OTHER_MASKS
+            free = next((mask for mask in masks if not any(mask & one for one in used)), 0)
             msg = f"{who} uses bits of the same mark ({other.mask:#x})"
             raise Locked(msg, hint=f"mask {free:#x} is free" if free else "")
     notes = []

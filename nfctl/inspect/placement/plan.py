@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from nfctl.errors import BadInput, NfctlError, Where, excerpt
 from nfctl.inspect.figures import MAX_QUEUE
-from nfctl.inspect.marks import DEFAULT_MASK, Marks
+from nfctl.inspect.marks import DEFAULT_MASK, Marks, is_mask
 from nfctl.ruleset.names import BUILTIN_CHAINS
 from nfctl.ruleset.words import Word, split
 
@@ -102,20 +102,15 @@ def check(plan: Plan) -> list[Word]:
     if not plan.families or not set(plan.families) <= {4, 6}:
         msg = f"there are no address families {plan.families!r}"
         raise BadInput(msg, hint="4 and 6")
-    _check_mask(plan.mask)
+    if not is_mask(plan.mask):
+        msg = f"{plan.mask:#x} is no mask of two adjacent bits"
+        raise BadInput(msg, hint=f"such as {DEFAULT_MASK:#x}; a mark has 32 bits")
     _check_chains(plan)
     try:
         return split(plan.match, source="match", number=1)
     except BadInput as error:
         add_excerpt(error, plan)
         raise
-
-
-def _check_mask(mask: int) -> None:
-    lowest = mask & -mask
-    if not 0 < mask <= 0xFFFFFFFF or mask != 3 * lowest:
-        msg = f"{mask:#x} is no mask of two adjacent bits"
-        raise BadInput(msg, hint=f"such as {DEFAULT_MASK:#x}; a mark has 32 bits")
 
 
 def _check_chains(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.document import Kind, known, shown
@@ -19,6 +20,7 @@ from nfctl.inspect.rules.expression import (
 )
 from nfctl.inspect.rules.payload import payload
 from nfctl.inspect.rules.sets import Names, Texts, quick
+from nfctl.ruleset.names import HOOKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,16 +31,15 @@ if TYPE_CHECKING:
 
     Get = Callable[[Packet], Any]
 
-CHAINS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _LARGEST: Final = 0xFFFFFFFF  # bytes: jumbograms too
-_PORTED: Final = frozenset({at.TCP, at.UDP, at.SCTP, at.DCCP, at.UDPLITE})
 _ICMP: Final = frozenset({at.ICMP, at.ICMPV6})
 _TCP: Final = frozenset({at.TCP})
 _UDP: Final = frozenset({at.UDP})
 _BOTH: Final = frozenset({at.TCP, at.UDP})
 #: The protocols that a condition's packets have; others have nothing it could be about.
 PROTOCOLS_OF: Final = {
-    "sport": _PORTED, "dport": _PORTED, "port": _PORTED, "icmp": _ICMP, "tcp.flags": _TCP,
+    "sport": at.WITH_PORTS, "dport": at.WITH_PORTS, "port": at.WITH_PORTS, "icmp": _ICMP,
+    "tcp.flags": _TCP,
     "dns.qname": _BOTH, "dns.type": _BOTH, "dns.rcode": _BOTH, "dns.answer": _BOTH,
     "tls.sni": _BOTH, "tls.alpn": _BOTH, "quic.version": _UDP, "http.method": _TCP,
     "http.host": _TCP, "http.path": _TCP, "http.status": _TCP, "http.ambiguous": _TCP,
@@ -48,7 +49,7 @@ PROTOCOLS_OF: Final = {
 
 
 def _chain(key: str, node: Node) -> Leaf:
-    chains = frozenset(part.choice(*CHAINS) for part in values.some(node, "chain"))
+    chains = frozenset(part.choice(*HOOKS) for part in values.some(node, "chain"))
     return OfFacts(key, chains, lambda facts: facts.chain in chains)
 
 
@@ -71,14 +72,10 @@ def _family(key: str, node: Node) -> Leaf:
     return OfFacts(key, versions, lambda facts: facts.version in versions)
 
 
-def _source(key: str, node: Node) -> Leaf:
+def _address(key: str, node: Node) -> Leaf:
     addresses = values.addresses(node)
-    return OfFacts(key, addresses, lambda facts: facts.src in addresses, ("src",))
-
-
-def _destination(key: str, node: Node) -> Leaf:
-    addresses = values.addresses(node)
-    return OfFacts(key, addresses, lambda facts: facts.dst in addresses, ("dst",))
+    own = attrgetter(key)
+    return OfFacts(key, addresses, lambda facts: own(facts) in addresses, (key,))
 
 
 def _proto(key: str, node: Node) -> Leaf:
@@ -86,38 +83,16 @@ def _proto(key: str, node: Node) -> Leaf:
     return OfFacts(key, protos, lambda facts: facts.proto in protos)
 
 
-# Where both ports are 0 there are none: a later fragment, or a protocol without ports.
-
-
-def _sport(key: str, node: Node) -> Leaf:
+def _ports(key: str, node: Node) -> Leaf:
     ranges = values.ports(node)
     own = quick(ranges)
-
-    def of(facts: Facts) -> bool:
-        sport = facts.sport
-        return sport in own and facts.proto in _PORTED and (sport or facts.dport) != 0
-
-    return OfFacts(key, ranges, of, ("sport", "dport"))
-
-
-def _dport(key: str, node: Node) -> Leaf:
-    ranges = values.ports(node)
-    own = quick(ranges)
-
-    def of(facts: Facts) -> bool:
-        dport = facts.dport
-        return dport in own and facts.proto in _PORTED and (dport or facts.sport) != 0
-
-    return OfFacts(key, ranges, of, ("sport", "dport"))
-
-
-def _port(key: str, node: Node) -> Leaf:
-    ranges = values.ports(node)
-    own = quick(ranges)
+    either, source = key == "port", key == "sport"
 
     def of(facts: Facts) -> bool:
         sport, dport = facts.sport, facts.dport
-        return (sport in own or dport in own) and facts.proto in _PORTED and (sport or dport) != 0
+        found = sport in own or dport in own if either else (sport if source else dport) in own
+        # where both are 0 there are none: a later fragment, or a protocol without ports
+        return found and facts.proto in at.WITH_PORTS and (sport or dport) != 0
 
     return OfFacts(key, ranges, of, ("sport", "dport"))
 
@@ -166,10 +141,6 @@ def _mark(key: str, node: Node) -> Leaf:
     return OfPacket(key, marks, lambda packet: any(packet.fwmark & m == v for v, m in marks))
 
 
-def _is_tcp(facts: Facts) -> bool:
-    return facts.proto == at.TCP
-
-
 def _flags(key: str, node: Node) -> Leaf:
     pairs = values.flags(node)
     own = frozenset(flags for flags in range(256) for mask, on in pairs if flags & mask == on)
@@ -179,7 +150,7 @@ def _flags(key: str, node: Node) -> Leaf:
         # A later fragment has no flags, as it has no ports.
         return head.flags in own and not head.fragment and head.proto == at.TCP
 
-    return OfPacket(key, own, test, _is_tcp)
+    return OfPacket(key, own, test, protocols.is_tcp)
 
 
 def _fragment(key: str, node: Node) -> Leaf:
@@ -216,8 +187,8 @@ def _alpn(key: str, node: Node) -> Leaf:
 
 
 CONDITIONS: Final[dict[str, Callable[[str, Node], Leaf]]] = {
-    "chain": _chain, "in": _interface, "out": _interface, "family": _family, "src": _source,
-    "dst": _destination, "proto": _proto, "sport": _sport, "dport": _dport, "port": _port,
+    "chain": _chain, "in": _interface, "out": _interface, "family": _family, "src": _address,
+    "dst": _address, "proto": _proto, "sport": _ports, "dport": _ports, "port": _ports,
     "icmp": _icmp, "tcp.flags": _flags, "ttl": _ttl, "dscp": _dscp, "len": _len, "mark": _mark,
     "fragment": _fragment, "truncated": _truncated, "malformed": _malformed,
     "tls.sni": _sni, "tls.alpn": _alpn, **protocols.READ, "payload": payload,

@@ -170,22 +170,15 @@ class OfPacket(Leaf):
 class OfPayload(OfPacket):
     """A condition about what the packet carries: false where it carries nothing.
 
-    ``carried`` is the attribute of a packet that it asks: ``dns``, ``http``, ``quic``; "" for the
-    bytes themselves.
+    It asks an attribute of the packet, ``dns``, ``http`` or ``quic``, or the bytes themselves.
     """
 
-    __slots__ = ("carried",)
+    __slots__ = ()
 
-    def __init__(
-        self,
-        key: str,
-        values: Any,
-        test: Test,
-        possible: Callable[[Facts], bool] | None = None,
-        cost: int = 1,
-    ) -> None:
-        super().__init__(key, values, test, possible, cost)
-        self.carried = key.partition(".")[0] if "." in key else ""
+    @property
+    def carried(self) -> str:
+        """The name of that attribute, with which the key begins; "" for the bytes."""
+        return self.key.rpartition(".")[0]
 
     def value(self, known: Known) -> bool | None:
         """Leave it to the packet, unless that is empty or the protocol rules it out."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DNS_RANGES: Final = Ranges(sorted(_DNS_PORTS), sorted(_DNS_PORTS))
 
 
-def _is_tcp(facts: Facts) -> bool:
+def is_tcp(facts: Facts) -> bool:
+    """Whether a flow is one of TCP."""
     return facts.proto == at.TCP
 
 
@@ -105,7 +106,7 @@ def _method(key: str, node: Node) -> Leaf:
         http = packet.http
         return http is not None and http.method.upper() in own
 
-    return OfPayload(key, own, test, _is_tcp, 10)
+    return OfPayload(key, own, test, is_tcp, 10)
 
 
 def _host(key: str, node: Node) -> Leaf:
@@ -115,7 +116,7 @@ def _host(key: str, node: Node) -> Leaf:
         http = packet.http
         return http is not None and http.host in names
 
-    return OfPayload(key, names.words, test, _is_tcp, 10)
+    return OfPayload(key, names.words, test, is_tcp, 10)
 
 
 def _path(key: str, node: Node) -> Leaf:
@@ -125,7 +126,7 @@ def _path(key: str, node: Node) -> Leaf:
         http = packet.http
         return http is not None and http.path in texts
 
-    return OfPayload(key, texts.words, test, _is_tcp, 10)
+    return OfPayload(key, texts.words, test, is_tcp, 10)
 
 
 def _status(key: str, node: Node) -> Leaf:
@@ -136,7 +137,7 @@ def _status(key: str, node: Node) -> Leaf:
         http = packet.http
         return http is not None and http.status in own
 
-    return OfPayload(key, ranges, test, _is_tcp, 10)
+    return OfPayload(key, ranges, test, is_tcp, 10)
 
 
 def _ambiguous(key: str, node: Node) -> Leaf:
@@ -146,7 +147,7 @@ def _ambiguous(key: str, node: Node) -> Leaf:
         http = packet.http
         return http is not None and http.ambiguous is wanted
 
-    return OfPayload(key, frozenset({wanted}), test, _is_tcp, 10)
+    return OfPayload(key, frozenset({wanted}), test, is_tcp, 10)
 
 
 def _is_udp(facts: Facts) -> bool:
