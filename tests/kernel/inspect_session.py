@@ -50,12 +50,17 @@ def saved(host: Host, *options: str) -> str:
     return "".join(without_comments(host.call([name, *options])) for name in binaries)
 
 
+def a_lab() -> Lab:
+    """Return a lab to be made; skip the test where that is not possible."""
+    if not syscalls.has_capabilities(syscalls.CAP_NET_ADMIN, syscalls.CAP_SYS_ADMIN):
+        pytest.skip("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run as root")
+    return Lab("inspect")
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[Host]:
     """Make one host for the block, in which nothing sends anything by itself."""
-    if not syscalls.has_capabilities(syscalls.CAP_NET_ADMIN, syscalls.CAP_SYS_ADMIN):
-        pytest.skip("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run as root")
-    with Lab("inspect") as lab:
+    with a_lab() as lab:
         yield lab.host("alone")
 
 

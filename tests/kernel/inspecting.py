@@ -24,17 +24,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import pytest
-
 from nfctl.inspect.figures import Figures, parse
 from nfctl.kernel import netns
-from nfctl.lab import Lab, syscalls
 from tests.kernel.conftest import NFCTL, PATIENCE, SLOWNESS, legacy
+from tests.kernel.inspect_session import AWAITED, a_lab, children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from nfctl.lab import Host
+    from nfctl.lab import Host, Lab
 
 Sock = socket.socket
 
@@ -47,7 +45,6 @@ PORT: Final = 4000
 SHORT: Final = 0.1 * SLOWNESS  # seconds for what is not to come; an answer takes a millisecond
 
 _FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
-_AWAITED: Final = 10 * SLOWNESS  # seconds for what is sure to come
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_SET: Final = {"rx": 0x15, "tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 # what Ethernet says it carries, and what IPv4 or IPv6 then says
@@ -97,7 +94,7 @@ class Net:
         with netns.entered(host.namespace):
             made = socket.socket(family, kind, protocol)
         self.open.callback(made.close)
-        made.settimeout(_AWAITED)
+        made.settimeout(AWAITED)
         return made
 
     def udp(self, host: Host, family: int, address: str = "", port: int = 0) -> Sock:
@@ -133,7 +130,7 @@ class Net:
         here.connect((SERVER[family], port))
         there, _ = listening.accept()
         self.open.callback(there.close)
-        there.settimeout(_AWAITED)
+        there.settimeout(AWAITED)
         listening.close()
         return here, there
 
@@ -309,7 +306,7 @@ class Inspection:
     def until(self, true: Callable[[], object]) -> None:
         """Wait until something is so; fail if the inspection ends before."""
         __tracebackhide__ = True
-        give_up = time.monotonic() + _AWAITED
+        give_up = time.monotonic() + AWAITED
         while not true():
             assert self.process.poll() is None, f"it ended: {self.said()}"
             assert time.monotonic() < give_up, f"it is not so: {self.said()}"
@@ -348,17 +345,13 @@ class Inspection:
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
-        pid = self.process.pid
-        with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
-            return [int(word) for word in file.read().split()]
+        return children(self.process.pid)
 
 
 @contextlib.contextmanager
 def network() -> Iterator[Net]:
     """Make the three hosts for the block; skip the test where that is not possible."""
-    if not syscalls.has_capabilities(syscalls.CAP_NET_ADMIN, syscalls.CAP_SYS_ADMIN):
-        pytest.skip("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run as root")
-    with Lab("inspect") as lab:
+    with a_lab() as lab:
         net = Net(lab)
         try:
             yield net
@@ -384,9 +377,9 @@ def transfer(here: socket.socket, there: socket.socket, data: bytes) -> bytes:
     here.setblocking(False)
     there.setblocking(False)
     left, got = memoryview(data), bytearray()
-    give_up = time.monotonic() + _AWAITED
+    give_up = time.monotonic() + AWAITED
     while len(got) < len(data):
-        readable, writable, _ = select.select([there], [here] if left else [], [], _AWAITED)
+        readable, writable, _ = select.select([there], [here] if left else [], [], AWAITED)
         assert readable or writable, f"{len(got)} of {len(data)} bytes arrived"
         assert time.monotonic() < give_up, f"{len(got)} of {len(data)} bytes arrived"
         if writable:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import ssl
 import sys
 import textwrap
 import time
@@ -19,6 +18,7 @@ from nfctl.inspect.handlers import FAILED, Handler, Handlers, load
 from nfctl.inspect.packet import Packet
 from nfctl.inspect.trust import Guard
 from nfctl.inspect.verdict import Action, Verdict
+from tests.unit.hello import client_hello
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,16 +53,6 @@ def segment(payload: bytes = b"", *, flags: str = "PA", seq: int = 1, sport: int
 @pytest.fixture(scope="module")
 def data() -> bytes:
     return segment(b"data")
-
-
-def client_hello(name: str) -> bytes:
-    """Return what OpenSSL says first to a server of that name."""
-    context = ssl.create_default_context()
-    out = ssl.MemoryBIO()
-    talk = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        talk.do_handshake()
-    return out.read()
 
 
 def of(

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
-import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
 from nfctl.inspect.deadline import Deadline
@@ -12,15 +10,7 @@ from nfctl.inspect.packet import Packet
 from nfctl.inspect.replay import Replay, replay
 from nfctl.inspect.rules import EMPTY, Rules, load
 from nfctl.inspect.verdict import Action
-
-
-def client_hello(name: str) -> bytes:
-    context = ssl.create_default_context()
-    out = ssl.MemoryBIO()
-    tls = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return out.read()
+from tests.unit.hello import client_hello
 
 
 def connection(name: str, sport: int = 4000) -> list[Packet]:

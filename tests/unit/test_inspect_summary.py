@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import ssl
 import time
 import unicodedata
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from nfctl.inspect.payloads.tls import ClientHello
 from nfctl.inspect.payloads.tls import hello as read_hello
 from nfctl.inspect.verdict import ACCEPT, Action, Per, Verdict
 from tests.fuzz.seeds import PACKETS
+from tests.unit.hello import client_hello
 from tests.unit.test_inspect_fuzz import broken
 
 if TYPE_CHECKING:
@@ -51,17 +51,6 @@ def packet(layers: Any, **more: Any) -> Packet:
     data = layers if isinstance(layers, bytes) else raw(layers)
     settings: dict[str, Any] = {"indev": "eth0", "time": NOON} | more
     return Packet(data, **settings)
-
-
-def client_hello(name: str, *protocols: str) -> bytes:
-    """Return what OpenSSL sends first."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(list(protocols))
-    inward, outward = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(inward, outward, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outward.read()
 
 
 def with_hello(sent: Packet, hello: ClientHello) -> Packet:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -11,22 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfctl.inspect.payloads.tls import MORE, MOST, PIECE, ClientHello, Reader, handshake, hello
+from tests.unit.hello import client_hello
 
 NAME = "www.example.com"
 
 
-@cache
 def real(name: str = NAME, *alpn: str, newest: str = "TLSv1_3") -> bytes:
-    """Return what OpenSSL sends first, one record."""
-    context = ssl.create_default_context()
-    context.maximum_version = ssl.TLSVersion[newest]
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    sent = ssl.MemoryBIO()
-    client = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    return sent.read()
+    return client_hello(name, *alpn, newest=newest)
 
 
 def extension(kind: int, body: bytes) -> bytes:
