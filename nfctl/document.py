@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
+from bisect import bisect_right
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,7 @@ _PIECES: Final = {
     '"': re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL),
     "'": re.compile(r"''|.", re.DOTALL),
 }
+_LINE_END: Final = re.compile(r"\n")
 _ANY: Final = re.compile(r".", re.DOTALL)
 _BLANK_ESCAPES: Final = frozenset("ntrvf N_LP\t\n\r")
 _RADIX: Final = {"0x": 16, "0o": 8}
@@ -110,11 +112,14 @@ class Origin:
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
+        self._lines: list[int] = []  # where each begins, as soon as one place is asked for
 
     def where(self, index: int) -> Where:
         """Return the place of the character at ``index``; a line ends with a line feed."""
-        line = self.text.count("\n", 0, index) + 1
-        return Where(self.name, line, index - self.text.rfind("\n", 0, index))
+        if not self._lines:
+            self._lines = [0, *(end.end() for end in _LINE_END.finditer(self.text))]
+        line = bisect_right(self._lines, index)
+        return Where(self.name, line, index - self._lines[line - 1] + 1)
 
     def error(self, message: str, where: Where | int, hint: str = "") -> BadInput:
         """Return an error about a place, with the line there."""

@@ -20,9 +20,9 @@ import tty
 from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.cli.inspect_rates import ORDERS, Flow, Queue, Rates
-from nfctl.cli.output import human
 from nfctl.inspect.show import Output
 from nfctl.inspect.text import cells, cut, safe
+from nfctl.text import human
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from nfctl.cli.answer import print_json
 from nfctl.cli.common import Ipv4, Ipv6, Json, Netns, family
-from nfctl.cli.output import human
 from nfctl.cli.paint import Line, pad, show, width
+from nfctl.text import human
 from nfctl.traversal import Hook, Landmark, Way, nat_kind, route
 from nfctl.traversal.picture import Picture, Stop, picture
 

@@ -7,13 +7,13 @@ and not by rich. Colour only on a terminal, and not where NO_COLOR is set.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import textwrap
 from typing import Any
 
-_UNITS = "kMGTPE"
+from nfctl.text import human, visible
+
 _COLOURS = {
     "ACCEPT": "32",
     "DROP": "31",
@@ -23,28 +23,6 @@ _COLOURS = {
     "NFLOG": "36",
 }
 _MINIMUM_REST = 24
-# the control characters of ASCII and Latin-1, the latter also as bytes that are not UTF-8
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udc9f]")
-
-
-def human(number: int) -> str:
-    """Return a count in at most four digits and a unit of thousands: 999, 1.2k, 34M."""
-    if number < 1000:
-        return str(number)
-    value = float(number)
-    unit = ""
-    for unit in _UNITS:  # noqa: B007 - the last one stays for numbers past it
-        value /= 1000
-        if value < 999.5:
-            break
-    return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
-
-
-def visible(text: str) -> str:
-    """Return text fit for a terminal: names and comments may hold escape sequences."""
-    if text.isprintable():
-        return text
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
 
 
 class _Paint:

@@ -43,11 +43,12 @@ def save(
     for name in names:
         # a generator may be left lying; the thread must not be left in the other namespace
         with netns.entered(network):
-            text = _text(Blob(family, name), decoder, counters)
+            text = text_of(Blob(family, name), decoder, counters)
         yield text
 
 
-def _text(blob: Blob, decoder: Decoder, counters: bool) -> str:
+def text_of(blob: Blob, decoder: Decoder, counters: bool) -> str:
+    """Return a table that was read as iptables-save text, without its two comment lines."""
     lines = [f"*{blob.table}"]
     spans: list[Span] = []
     starts: list[str] = []

@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from nfctl.control.edit import TableEdit
 from nfctl.errors import NfctlError, RolledBack
 from nfctl.kernel import lock, netns
+from nfctl.kernel.blob import Blob
 from nfctl.kernel.decode import Decoder
 from nfctl.kernel.encode import Encoder
 from nfctl.kernel.layout import layout
-from nfctl.kernel.table import Refusal, Table, counters_of, with_counters
+from nfctl.kernel.table import Refusal, Table, with_counters
 from nfctl.ruleset.names import check_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from nfctl.control.live import Live
 
 
 class Transaction:
@@ -106,10 +109,8 @@ class Transaction:
 
     def _commit(self, edited: list[TableEdit]) -> _Refused | None:
         """Commit the tables in turn; at the first that is refused, put back the ones before."""
-        with _undisturbed(), contextlib.ExitStack() as stack:
-            before = [Before(table.kernel) for table in edited[:-1]]
-            for snapshot in before:
-                stack.callback(snapshot.close)
+        with undisturbed():
+            before = [Before(table.family, table.name) for table in edited[:-1]]
             for position, table in enumerate(edited):
                 try:
                     table.keep_policy_counters()
@@ -132,18 +133,19 @@ class _Refused(NamedTuple):
 
     def error(self) -> NfctlError:
         """Return the error to raise. Finding out why takes a while: everything is put back."""
-        explained = _explained(self.table, self.cause)
+        error = explained(self.table, self.cause)
         if not self.put_back:
-            return explained
+            return error
         if self.failures:
-            msg = f"{explained.message}; AND NOT PUT BACK: {'; '.join(self.failures)}"
+            msg = f"{error.message}; AND NOT PUT BACK: {'; '.join(self.failures)}"
         else:
             names = ", ".join(self.put_back)
-            msg = f"{explained.message}; what was committed before it was put back: table {names}"
-        return RolledBack(msg, hint=explained.hint, where=explained.where)
+            msg = f"{error.message}; what was committed before it was put back: table {names}"
+        return RolledBack(msg, hint=error.hint, where=error.where)
 
 
-def _explained(table: TableEdit, error: NfctlError) -> NfctlError:
+def explained(table: TableEdit, error: NfctlError) -> NfctlError:
+    """Return the kernel's refusal of a table with the rule that it refuses, if that is found."""
     from nfctl.control import refusals
 
     if isinstance(error, Refusal):
@@ -152,7 +154,7 @@ def _explained(table: TableEdit, error: NfctlError) -> NfctlError:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep Ctrl-C and SIGTERM from coming between two tables' commits; they come after."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -166,41 +168,41 @@ def _undisturbed() -> Iterator[None]:
 
 
 class Before:
-    """A table as the kernel holds it now, able to be put back whole, counters included."""
+    """A table as the kernel held it at one moment, able to be put back whole, with counters."""
 
-    def __init__(self, like: Table) -> None:
-        self._old = Table(like.family, like.name)
+    def __init__(self, family: int, table: str, blob: Blob | None = None) -> None:
+        self.family = family
+        self.table = table
+        self._blob = blob or Blob(family, table)
 
-    def close(self) -> None:
-        """Forget the snapshot."""
-        self._old.close()
+    @classmethod
+    def of(cls, live: Live) -> Before:
+        """Return the table that was read already; one that was not in use is read now."""
+        return cls(live.family, live.table, live.blob)
 
     def put_back(self) -> str:
         """Replace what the kernel holds now by what it held then; return why not, or ""."""
         try:
-            with Table(self._old.family, self._old.name) as now:
+            with Table(self.family, self.table) as now:
                 self._copy_to(now)
                 now.commit()
         except NfctlError as error:
-            return f"table {self._old.name}: {error}"
+            return f"table {self.table}: {error}"
         return ""
 
     def _copy_to(self, now: Table) -> None:
-        old = self._old
         clear(now)
-        decoder = Decoder(old.family)
-        chains = old.chains()
-        for chain in chains:
-            if not now.has_chain(chain):
+        blob, decoder = self._blob, Decoder(self.family)
+        for chain, policy, _ in blob.chains:
+            if policy is None:
                 now.create_chain(chain)
-        for chain in chains:
-            policy = old.policy(chain)
+        for chain, policy, spans in blob.chains:
             if policy is not None:
                 now.set_policy(chain, policy.verdict, (policy.packets, policy.octets))
             name = chain.encode("utf-8", "surrogateescape")
-            for raw, parts in old.entries(chain):
+            for span, parts in zip(spans, blob.parts(spans), strict=True):
                 entry = decoder.canonical(parts)
-                now.append(name, with_counters(entry, old.family, *counters_of(raw, old.family)))
+                now.append(name, with_counters(entry, self.family, *blob.counters(span)))
 
 
 def clear(table: Table) -> None:

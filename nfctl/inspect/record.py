@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nfctl.inspect import headers as at
 from nfctl.inspect.packet import PROTOCOLS
-from nfctl.inspect.text import address, escaped
+from nfctl.inspect.text import address
+from nfctl.text import escaped
 
 if TYPE_CHECKING:
     from nfctl.inspect.headers import Headers

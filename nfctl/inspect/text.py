@@ -10,6 +10,8 @@ import unicodedata
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
 
+from nfctl.text import escaped
+
 TEXT: Final = 60
 """How many characters of a text are shown, if nothing else is said."""
 
@@ -49,16 +51,6 @@ def _harmless(char: str) -> bool:
         and unicodedata.bidirectional(char) not in _RIGHT_TO_LEFT
         and char not in _BLANK
     )
-
-
-def escaped(char: str) -> str:
-    r"""Return a character as \xNN, \uNNNN or \UNNNNNNNN; a byte that was no UTF-8 as the byte."""
-    number = ord(char)
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that was no UTF-8
-        number -= 0xDC00
-    if number < 0x100:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def address(packed: bytes) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes as ct
 import errno as errnos
+import hashlib
 import mmap
 import os
 import socket
@@ -87,6 +88,9 @@ class Blob:
         with _Socket(family, table) as source:
             self.info, self.data = source.entries()
         self._firsts: dict[int, bytes] = {}  # offset of a chain's first rule: its name
+        self._starts: list[int] = []  # of all entries
+        self._masked: bytearray | None = None
+        self._digest = ""
         self.chains = self._cut()
         self._names: dict[int, bytes] = {**self._firsts, **_VERDICTS}
 
@@ -103,7 +107,9 @@ class Blob:
         user: list[tuple[str, list[Span]]] = []
         spans: list[Span] = []
         start = _BASE
+        starts = self._starts
         while start < size:
+            starts.append(start)
             target_at, length = unpack(data, start + offsets_at)
             end, target = start + length, start + target_at
             if length - target_at == _ERROR_TARGET and data[target + 2 : target + 8] == _ERROR:
@@ -125,6 +131,54 @@ class Blob:
             rules.pop()  # the RETURN at the end
             chains.append(BlobChain(name, None, rules))
         return chains
+
+    def masked(self) -> bytearray:
+        """Return the entries with all counters at zero: the same for the same rules."""
+        if self._masked is None:
+            masked = bytearray(self.data)
+            at, nothing = self.layout.counters_at, bytes(COUNTERS.size)
+            for start in self._starts:
+                masked[start + at : start + at + COUNTERS.size] = nothing
+            self._masked = masked
+        return self._masked
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of the table as the kernel lays it out, without counters.
+
+        Two tables with one digest hold the same rules, as long as the kernel runs: numbers of
+        ipsets and offsets of chains are in there. The opposite need not be true.
+        """
+        if not self._digest:
+            digest = hashlib.sha256(repr(self.info).encode())
+            digest.update(self.masked())
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def same_rules(self, rules: list[Span], other: Blob, others: list[Span]) -> bool:
+        """Whether neighbouring rules are the same as those of another reading of the table.
+
+        Byte for byte, that is, but for counters and for the offsets of the chains they jump to:
+        if these moved, the names have to be the same.
+        """
+        if len(rules) != len(others):
+            return False
+        if not rules:
+            return True
+        mine, theirs = memoryview(self.masked()), memoryview(other.masked())
+        equal = mine[rules[0].start : rules[-1].end] == theirs[others[0].start : others[-1].end]
+        if equal and self._firsts == other._firsts:
+            return True
+        data, at, moved = self.data, EXTENSION_HEADER.size, []
+        for pair in zip(rules, others, strict=True):
+            (start, target, end), (first, second, last) = pair
+            if data[target + 2] or _VERDICT.unpack_from(data, target + at)[0] < 0:
+                if not equal and mine[start:end] != theirs[first:last]:
+                    return False
+            elif not equal and mine[start : target + at] != theirs[first : second + at]:
+                return False
+            else:
+                moved.append(pair)
+        return all(self._jump(rule) == other._jump(its) for rule, its in moved)
 
     def _policy(self, span: Span) -> Policy:
         verdict = STANDARD_TARGET.unpack_from(self.data, span.target)[3]
@@ -179,6 +233,12 @@ def info(family: int, table: str) -> Info:
         return source.info()
 
 
+def set_option(family: int, table: str, option: int, data: bytes) -> None:
+    """Hand a structure about a table to the kernel (setsockopt); raises as opening one does."""
+    with _Socket(family, table) as source:
+        source.set(option, data)
+
+
 class _Socket:
     """A raw socket, which is what the table's socket options hang on."""
 
@@ -206,6 +266,13 @@ class _Socket:
             self._socket.fileno(), self._level, option, buffer, ct.byref(length)
         )
         return 0 if done == 0 else ct.get_errno()
+
+    def set(self, option: int, data: bytes) -> None:
+        done = self._libc.setsockopt(
+            self._socket.fileno(), self._level, option, data, ct.c_uint32(len(data))
+        )
+        if done:
+            raise self._error(ct.get_errno())
 
     def info(self) -> Info:
         buffer = ct.create_string_buffer(_INFO.size)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes as ct
 import errno as errnos
 import os
+import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nfctl.errors import BadInput, Changed, NotPermitted, Unsupported
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _INT = ct.c_int32
+_SET_ADD_COUNTERS = 65  # IPT_BASE_CTL + 1; the same for IPv6
+_COUNTERS_INFO = struct.Struct("=32sI4x")  # struct xt_counters_info: name, num_counters
 
 
 class Table:
@@ -276,3 +279,20 @@ def _bytes(name: str) -> bytes:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
+
+
+def add_counters(
+    family: int, table: str, entries: int, additions: dict[int, tuple[int, int]]
+) -> None:
+    """Add (packets, bytes) to entries of a table by their index (``IPT_SO_SET_ADD_COUNTERS``).
+
+    ``entries`` is how many the table has, policies and chain heads included: the kernel takes
+    a ``struct xt_counters_info`` of just as many, and adds them between two packets.
+    """
+    from nfctl.kernel.blob import set_option
+
+    data = bytearray(_COUNTERS_INFO.pack(table.encode(), entries))
+    data += bytes(entries * COUNTERS.size)
+    for index, counters in additions.items():
+        COUNTERS.pack_into(data, _COUNTERS_INFO.size + index * COUNTERS.size, *counters)
+    set_option(family, table, _SET_ADD_COUNTERS, bytes(data))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfctl.cli import output
-from nfctl.cli.output import human, show_chains, show_table, visible
+from nfctl.cli.output import show_chains, show_table
+from nfctl.text import human, visible
 
 
 class Stream(io.StringIO):

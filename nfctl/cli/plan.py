@@ -1,0 +1,112 @@
+"""``nfctl plan``: what a policy would change, without changing it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nfctl.cli.answer import print_json, write
+from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
+from nfctl.errors import BadInput
+
+if TYPE_CHECKING:
+    from nfctl.control.change import Change
+    from nfctl.control.savedplan import SavedPlan
+    from nfctl.policy.wanted import Wanted
+
+
+def plan(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", show_default=False,
+                       help="A policy, or a saved plan; standard input if -."),
+    ] = None,
+    ipv4: Annotated[
+        str | None,
+        typer.Option("-4", "--ipv4", metavar="FILE", show_default=False,
+                     help="An iptables-save file for IPv4, instead of a policy."),
+    ] = None,
+    ipv6: Annotated[
+        str | None,
+        typer.Option("-6", "--ipv6", metavar="FILE", show_default=False,
+                     help="An ip6tables-save file for IPv6."),
+    ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", show_default=False,
+                           help="Take whole tables, also what is other programs'.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="PLAN", show_default=False, help="Save the plan too: "
+                     "nfctl apply PLAN does this and nothing else, or refuses."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", show_default=False, help="Show also what is kept where "
+                           "nothing changes, where rules come from, and exact counters.")
+    ] = False,
+    as_json: Json = False,
+    resolve: Resolve = False,
+    netns: Netns = None,
+    wait: Wait = WAIT,
+) -> None:  # fmt: skip
+    """Show what a policy would change: "-" goes, "+" comes, "~" is another program's and stays.
+
+    Rules are compared by what the kernel would hold, not by their text. Nothing is written, not
+    even a lock taken. The exit code is 0 if there is nothing to change, 1 if there is, and 2 if
+    the policy is wrong. The document of --json: python -m pydoc nfctl.control.show
+
+    [bold]Example:[/bold] nfctl policy new > policy.yaml; nfctl plan policy.yaml
+    """
+    from nfctl.control import apply as applying
+    from nfctl.control import savedplan, show
+    from nfctl.control.state import State
+    from nfctl.kernel import netns as namespaces
+
+    if out is not None:
+        savedplan.check_replaceable(out)  # before anything is worked out
+    wanted, saved = _read(file, ipv4, ipv6)
+    exclusive = exclusive or (saved is not None and saved.exclusive)
+    with namespaces.entered(netns):
+        change = applying.plan(
+            wanted, state=State(), exclusive=exclusive, wait=wait, resolve=resolve, digests=True
+        )
+    if saved is not None:
+        change.notes += _outdated(change, saved)
+    if out is not None:
+        savedplan.write(out, change, wanted, exclusive=exclusive)
+    if as_json:
+        print_json(show.document(change))
+    else:
+        terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size((80, 24)).columns if terminal else 0
+        colour = terminal and not os.environ.get("NO_COLOR")
+        write(show.text(change, colour=colour, width=width, full=full))
+    if change.changes:
+        raise typer.Exit(1)
+
+
+def _read(file: str | None, ipv4: str | None, ipv6: str | None) -> tuple[Wanted, SavedPlan | None]:
+    from nfctl.control import savedplan
+    from nfctl.policy import reading
+
+    if file is None or file == "-" or not savedplan.is_plan(file):
+        return reading.read(file, v4=ipv4, v6=ipv6), None
+    if ipv4 or ipv6:
+        msg = f"{file} is a saved plan: it says all, and -4 and -6 say something else"
+        raise BadInput(msg)
+    saved = savedplan.read(file)
+    return saved.wanted, saved
+
+
+def _outdated(change: Change, saved: SavedPlan) -> list[str]:
+    """Say which tables are others than they were when the plan was saved."""
+    return [
+        f"table {table.table} (IPv{table.family}) was changed since the plan was saved: "
+        "nfctl apply will refuse it"
+        for table in change.tables
+        if saved.digests.get((table.family, table.table), table.digest) != table.digest
+    ]

@@ -1,0 +1,361 @@
+"""Applying a policy: the one way by which rules of a file reach the kernel.
+
+Under the lock of the journal, and then the xtables lock:
+
+1. Read the tables, encode the policy, compare: the plan. Nothing to do ends here, nothing written.
+2. Refuse what must not be: a saved plan of other tables (exit 4), a change that locks the operator
+   out (``guard``, exit 1).
+3. Write the journal's entry with what was before, fsynced, and the policy's record; arm the
+   watchdog, if the change is to be confirmed.
+4. Create and swap the ipsets; make the edits in libiptc's memory; commit the tables that differ,
+   each read back and compared. If one fails, all is put back (exit 5).
+5. Mark the entry; destroy what sets nobody wants any more.
+6. With the locks released, delete the flows that are decided differently now (``flush``).
+
+A process killed at any moment leaves whole tables and a journal that says how far it came; the
+same apply, done again, goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nfctl.control import entries, known
+from nfctl.control.committing import Writing
+from nfctl.control.planner import FAMILIES, FamilySide, Planner, Plans
+from nfctl.control.records import Record
+from nfctl.control.sets import Sets
+from nfctl.control.snapshot import Snapshot
+from nfctl.errors import AnswerNo, Changed, NfctlError
+from nfctl.kernel import lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from nfctl.control.change import Change
+    from nfctl.control.entries import Entry
+    from nfctl.control.flush import Flushed
+    from nfctl.control.guard import Answer
+    from nfctl.control.savedplan import SavedPlan
+    from nfctl.control.state import State
+    from nfctl.control.watchdog import Armed
+    from nfctl.kernel.blob import Blob
+    from nfctl.policy.wanted import Wanted
+
+UNCHANGED, APPLIED, UNCONFIRMED = "unchanged", entries.APPLIED, entries.UNCONFIRMED
+
+
+@dataclass(slots=True)
+class Options:
+    """How to apply.
+
+    ``confirm`` is in seconds, None for no confirmation. ``guard`` are flows as typed
+    (:mod:`nfctl.control.guard`), ``guard_ssh`` whether the operator's own connection is looked
+    after; ``force`` applies whatever the guard says. ``wait`` is for the locks, in seconds.
+    ``action`` is what the journal calls it: "apply" or "repair".
+    """
+
+    exclusive: bool = False
+    confirm: float | None = None
+    guard: tuple[str, ...] = ()
+    guard_ssh: bool = True
+    force: bool = False
+    flush_flows: bool = False
+    wait: float = lock.DEFAULT_WAIT
+    resolve: bool = False
+    saved: SavedPlan | None = None
+    action: str = "apply"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of it. ``deadline`` is of CLOCK_BOOTTIME, in seconds, to confirm until."""
+
+    change: Change
+    status: str
+    entry: Entry | None = None
+    guarded: list[Answer] = field(default_factory=list)
+    flushed: Flushed | None = None
+    deadline: float | None = None
+
+
+def plan(
+    wanted: Wanted,
+    *,
+    state: State,
+    exclusive: bool = False,
+    wait: float = lock.DEFAULT_WAIT,
+    resolve: bool = False,
+    digests: bool = False,
+) -> Change:
+    """Return what applying the policy would change; nothing is written.
+
+    ``digests`` has the change hold a digest of each table as it is. Raises BadInput with the
+    place in the policy, NotPermitted, Unsupported.
+    """
+    del wait  # one getsockopt a table needs no lock
+    planner = _planner(wanted, state, exclusive, resolve)
+    return planner.change(planner.plan(), digests=digests)
+
+
+def apply_files(
+    v4: str | None, v6: str | None, *, state: State, options: Options | None = None
+) -> Outcome:
+    """Apply iptables-save files of one or both families; see :func:`apply`.
+
+    What little differs from the files that were applied last goes the quick way
+    (:mod:`nfctl.control.known`).
+    """
+    options = options or Options()
+    files = {family: file for family, file in ((4, v4), (6, v6)) if file is not None}
+    if not options.resolve and options.saved is None:
+        planner = None
+        with contextlib.suppress(known.NotQuick, NfctlError, OSError):
+            planner = known.QuickPlanner(files, state, exclusive=options.exclusive)
+        if planner is not None:
+            with contextlib.suppress(known.NotQuick):  # raised before anything is written
+                return _under_locks(_Apply(lambda: planner.wanted, state, options, planner))
+    from nfctl.policy import saved
+
+    return _under_locks(_Apply(lambda: saved.read(v4, v6), state, options))
+
+
+def apply(wanted: Wanted, *, state: State, options: Options | None = None) -> Outcome:
+    """Make the kernel hold what the policy wants.
+
+    Raises what :func:`plan` raises; Locked where a lock is not to be had; Changed (exit 4) where
+    an apply waits for its confirmation, or a table is another than the saved plan says; AnswerNo
+    where the guard refuses; Unsupported where the journal cannot be written. Nothing was changed
+    then. RolledBack (exit 5) if a part failed and all was put back.
+    """
+    return _under_locks(_Apply(lambda: wanted, state, options or Options()))
+
+
+def _under_locks(work: _Apply) -> Outcome:
+    state = work.state
+    with state.locked(work.options.wait):
+        state.settle()
+        _refuse_pending(state)
+        with lock.held(work.options.wait):
+            work.run()
+        state.prune()
+    if work.options.flush_flows and work.texts is not None:
+        from nfctl.control import flush
+
+        work.outcome.flushed = flush.flush(*work.texts, work.wanted.sets)
+    return work.outcome
+
+
+def _refuse_pending(state: State) -> None:
+    pending = state.pending()
+    if pending is not None:
+        left = state.left(pending)
+        until = f" within {left:.0f} s" if left else ""
+        msg = f"change {pending.number} waits for its confirmation{until}"
+        raise Changed(msg, hint="nfctl confirm keeps it, nfctl rollback undoes it")
+
+
+def _planner(wanted: Wanted, state: State, exclusive: bool, resolve: bool) -> Planner:
+    own, others = owned(state, wanted.name)
+    theirs = {each["name"] for record in others for each in record.sets}
+    mine = {each["name"] for record in own for each in record.sets}
+    sets = Sets(wanted.sets, mine - theirs)
+    return Planner(wanted, own=own, others=others, exclusive=exclusive, resolve=resolve, sets=sets)
+
+
+def owned(state: State, name: str) -> tuple[list[Record], list[Record]]:
+    """Return the records of what a policy may own, and those of the other policies.
+
+    Beside its record that is the one before, where an apply was interrupted: nobody knows how
+    far that came.
+    """
+    records = state.records()
+    own = [record for record in records if record.name == name]
+    for entry in reversed(state.entries()):
+        if entry.status not in {entries.INTERRUPTED, entries.FAILED, entries.PREPARED}:
+            break
+        if entry.policy == name:
+            with contextlib.suppress(NfctlError):
+                before = entry.record_before(name)
+                own += [before] if before is not None else []
+    return own, [record for record in records if record.name != name]
+
+
+class _Apply:
+    """One apply, under the locks."""
+
+    def __init__(
+        self,
+        read: Callable[[], Wanted],
+        state: State,
+        options: Options,
+        quick: known.QuickPlanner | None = None,
+    ) -> None:
+        self.wanted: Wanted
+        self._read = read
+        self._quick = quick
+        self.state = state
+        self.options = options
+        self.texts: tuple[dict[int, str], dict[int, str]] | None = None
+        self.outcome: Outcome
+        self._armed: Armed | None = None
+
+    def run(self) -> None:
+        options, state = self.options, self.state
+        sides = {family: FamilySide(family, options.resolve) for family in FAMILIES}
+        with Snapshot(sides, state) as snapshot:
+            self.wanted = self._read()
+            planner: Planner | known.QuickPlanner = self._quick or _planner(
+                self.wanted, state, options.exclusive, options.resolve
+            )
+            plans = planner.plan(sides)
+            if options.saved is not None:
+                _check_saved(plans, options.saved)
+            change = planner.change(plans)
+            if not change.changes:
+                self._unchanged(change, plans)
+                return
+            sets = planner.sets
+            assert sets is not None  # noqa: S101 - the planners here have them
+            if sets.obstacle is not None:
+                raise sets.obstacle
+            self.outcome = Outcome(change, options.action)
+            self._change(plans, sets, snapshot)
+
+    def _change(self, plans: Plans, sets: Sets, snapshot: Snapshot) -> None:
+        options, state = self.options, self.state
+        before = snapshot.texts()
+        self._guard(plans, before)
+        if options.flush_flows:
+            self.texts = (before, plans.texts_after())
+        record = Record.of(self.wanted, options.exclusive)
+        state.ready(2 * sum(map(len, before.values())) + sum(map(len, record.text.values())))
+        entry = self._begin(self.outcome.change, before, sets)
+        self.outcome.entry = entry
+        old = state.record(self.wanted.name)
+        try:
+            if options.confirm is not None:
+                from nfctl.control import watchdog
+
+                self._armed = watchdog.arm(state, entry.number, options.confirm)
+            state.put_record(record, confirmed=False)
+            blobs = write(plans, sets)
+        except BaseException as error:
+            self._failed(entry, old, error)
+            raise
+        self._done(entry, record)
+        sets.finish()
+        snapshot.remember(state, plans, blobs)
+        self._remember(plans, blobs)
+
+    def _remember(self, plans: Plans, blobs: Mapping[tuple[int, str], Blob]) -> None:
+        exclusive, quick = self.options.exclusive, self._quick is not None
+        known.remember(self.state, self.wanted, plans, blobs, exclusive=exclusive, quick=quick)
+
+    def _unchanged(self, change: Change, plans: Plans) -> None:
+        """Have the record say what the kernel holds already."""
+        self.outcome = Outcome(change, UNCHANGED)
+        if self._quick is None:
+            self._remember(plans, {})
+        record = Record.of(self.wanted, self.options.exclusive)
+        with contextlib.suppress(NfctlError):
+            old = self.state.record(record.name)
+            confirmed = self.state.record(record.name, confirmed=True)
+            if (
+                old is not None
+                and confirmed is not None
+                and old.digest == confirmed.digest == record.digest
+                and old.files == record.files
+            ):
+                return
+        self.state.put_record(record, confirmed=True)
+
+    def _begin(self, change: Change, before: dict[int, str], sets: Sets) -> Entry:
+        from nfctl.control import show
+        from nfctl.control.sets import saved
+
+        document = show.document(change)
+        return self.state.begin(
+            policy=self.wanted.name,
+            action=self.options.action,
+            change=document,
+            before=before,
+            sets=saved(sets.touched),
+            files=self.wanted.files,
+            confirm=self.options.confirm,
+            summary=counts(document),
+        )
+
+    def _guard(self, plans: Plans, before: dict[int, str]) -> None:
+        options = self.options
+        if not options.guard and not options.guard_ssh:
+            return
+        from nfctl.control import guard
+
+        flows = [guard.Flow.parse(text) for text in options.guard]
+        operator = guard.operator() if options.guard_ssh else None
+        flows += [operator] if operator is not None else []
+        if not flows:
+            return
+        answers = guard.check(flows, before, plans.texts_after(), self.wanted.sets)
+        self.outcome.guarded = answers
+        refused = [answer for answer in answers if not answer.allowed]
+        if refused and not options.force:
+            first = refused[0]
+            msg = f"this would cut off {first.flow}: {first.reason}"
+            raise AnswerNo(msg, hint="nothing was changed; --force applies it all the same")
+
+    def _failed(self, entry: Entry, old: Record | None, error: BaseException) -> None:
+        with contextlib.suppress(NfctlError, OSError):
+            if old is not None:
+                self.state.put_record(old, confirmed=False)
+            else:
+                self.state.drop_record(self.wanted.name)
+        with contextlib.suppress(NfctlError, OSError):
+            self.state.mark(entry.number, entries.FAILED, reason=str(error))
+        if self._armed is not None:
+            self._armed.disarm()
+
+    def _done(self, entry: Entry, record: Record) -> None:
+        state = self.state
+        if self.options.confirm is None:
+            state.put_record(record, confirmed=True)
+            status = APPLIED
+        else:
+            status = UNCONFIRMED
+        self.outcome.entry = state.mark(entry.number, status)
+        self.outcome.status = status
+        self.outcome.deadline = entry.deadline
+
+
+def counts(document: dict[str, Any]) -> dict[str, int]:
+    """Return the numbers of a change's summary, for the journal's list."""
+    return {key: value for key, value in document["summary"].items() if isinstance(value, int)}
+
+
+def write(plans: Plans, sets: Sets) -> dict[tuple[int, str], Blob]:
+    """Swap the sets and write the tables; the sets go back if the tables fail.
+
+    Returns the tables that were written, as they were read back, by family and name.
+    """
+    sets.prepare()
+    try:
+        plans.finish_pending()
+        with Writing(plans) as writing:
+            writing.make()
+            writing.commit()
+            return writing.blobs
+    except BaseException:
+        sets.revert()
+        raise
+
+
+def _check_saved(plans: Plans, saved: SavedPlan) -> None:
+    for plan_ in plans.tables:
+        live = plan_.live
+        digest = saved.digests.get((live.family, live.table))
+        if digest is not None and digest != live.digest():
+            msg = f"table {live.table} (IPv{live.family}) was changed since the plan was made"
+            raise Changed(msg, hint="make the plan again: nfctl plan --out")

@@ -1,0 +1,340 @@
+"""The quick way: iptables-save files of which little or nothing changed since they were applied.
+
+After an apply the state remembers a digest of each table as the kernel lays it out
+(:meth:`nfctl.kernel.blob.Blob.digest`), beside the text that it came from. If the kernel still
+holds just that, then
+
+- the same text has nothing to do, and need not even be read;
+- of another text only the lines that differ have to be read and encoded; where they stand in the
+  kernel's chains follows from where they stand in the text.
+
+That is taken only if everything else that decides is the same, too: this boot and namespace, the
+versions, the files in which libxtables looks up names, what other policies own. In doubt
+:class:`NotQuick` sends the caller the ordinary way, and so does every error, to be told from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfctl import __version__
+from nfctl.control import printed
+from nfctl.control.change import KEPT, Change
+from nfctl.control.goal import ChainGoal
+from nfctl.control.planning import TablePlan
+from nfctl.control.sets import Sets
+from nfctl.errors import NfctlError
+from nfctl.kernel.encode import Context
+from nfctl.policy.wanted import DEFAULT_NAME, Wanted, WantedRule, WantedTable
+from nfctl.ruleset import script
+from nfctl.ruleset.diff import common
+from nfctl.ruleset.words import split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nfctl.control.live import Live
+    from nfctl.control.planner import FamilySide, Plans
+    from nfctl.control.records import Record
+    from nfctl.control.state import State
+    from nfctl.kernel.blob import Blob
+
+_DIRECTORY, _FILE = "known", "policy.json"
+_VERSION = 1
+_MOST_LINES = 5000  # that may differ
+_MOST_CHAINS = 100
+_NAMES = (
+    "/etc/services", "/etc/protocols", "/etc/networks", "/etc/hosts", "/etc/passwd", "/etc/group",
+    "/etc/nsswitch.conf", "/etc/iproute2", "/usr/share/iproute2", "/usr/lib/xtables",
+    "/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/aarch64-linux-gnu/xtables", "/usr/lib64/xtables",
+    "/etc/ld.so.cache", "/etc/xtables", "/etc/ethertypes",
+)  # fmt: skip
+_APPENDED = re.compile(r'-A ([^\s"\'!-][^\s"\']*)(?: |$)')
+_SECTION = {"*", "C"}  # what begins and ends one
+# groups whose meaning is outside the rule's text and the kernel's table
+_OUTSIDE = ("--bytecode", "--object-pinned", "--path", "--match-set", "-set ", "--nfacct-name")
+
+
+class NotQuick(Exception):
+    """The quick way cannot tell; the ordinary one can."""
+
+
+class QuickPlanner:
+    """Plans iptables-save files by what is known of the last apply; see ``control.planner``.
+
+    Raises NotQuick where it cannot.
+    """
+
+    def __init__(self, files: Mapping[int, str], state: State, *, exclusive: bool) -> None:
+        self.sets: Sets | None = Sets(())
+        self._state = state
+        self._known = _read(state)
+        if self._known["exclusive"] != exclusive:
+            raise NotQuick
+        record = state.record(DEFAULT_NAME)
+        if record is None or record.sets or record.raw != sorted(files):
+            raise NotQuick
+        self._record = record
+        self.wanted = self._light(files, record)
+
+    def _light(self, files: Mapping[int, str], record: Record) -> Wanted:
+        """Return the policy with its text, and of its tables the names alone."""
+        wanted = Wanted()
+        for family, file in sorted(files.items()):
+            if not os.path.isfile(file):  # noqa: PTH113 - a path as typed; a pipe is read once
+                raise NotQuick
+            data = Path(file).read_bytes()
+            wanted.files.append((file, hashlib.sha256(data).hexdigest()))
+            wanted.raw[family] = data.decode("utf-8", "surrogateescape")
+            names = record.whole.get(family, [])
+            wanted.tables[family] = {name: WantedTable(whole=True) for name in names}
+        return wanted
+
+    def plan(self, sides: dict[int, FamilySide]) -> Plans:
+        """Compare the kernel with what is known of it, and the texts with each other."""
+        from nfctl.control.planner import Plans
+
+        if self._known["about"] != about(self._state, DEFAULT_NAME):
+            raise NotQuick
+        plans = Plans(sides)
+        for family, tables in self.wanted.tables.items():
+            old, new = self._record.text[family], self.wanted.raw[family]
+            if self._known["tables"].get(str(family)) != digests(sides[family], tables):
+                raise NotQuick
+            if old != new:
+                if not self._known["plain"]:
+                    raise NotQuick
+                self._splice(plans, family, old, new)
+        return plans
+
+    def change(self, plans: Plans, *, digests: bool = False) -> Change:
+        """Return the change."""
+        change = plans.change(self.wanted.name, digests=digests)
+        change.files = list(self.wanted.files)
+        return change
+
+    def _splice(self, plans: Plans, family: int, old: str, new: str) -> None:
+        source = self.wanted.files[sorted(self.wanted.raw).index(family)][0]
+        splice = _Splice(old, new, source, family)
+        side = plans.sides[family]
+        for table, chains in splice.chains().items():
+            live = side.live(table)
+            names = set(live.user_chains)
+            goals = {}
+            for chain in chains:
+                if chain not in live.chains:
+                    raise NotQuick
+                context = Context(table, chain, names)
+                try:
+                    goals[chain] = splice.goal(live, chain, context, side)
+                except NfctlError:
+                    raise NotQuick from None
+            plan = TablePlan.make(live, goals, [], lambda _chain, _index: "")
+            plans.tables.append(plan)
+
+
+class _Splice:
+    """What differs between two texts, line by line."""
+
+    def __init__(self, old: str, new: str, source: str, family: int) -> None:
+        self._old, self._new = _split(old), _split(new)
+        self._source = source
+        self._family = family
+        self._from: dict[int, int] = {}  # line of the new text: the same line of the old one
+        self._gone, self._come = self._hunks()
+        if len(self._gone) + len(self._come) > _MOST_LINES:
+            raise NotQuick
+        self._sections: dict[int, dict[str, tuple[int, int]]] = {}
+
+    def _hunks(self) -> tuple[list[int], list[int]]:
+        """Return the lines that are in one text only; comments and blank lines apart."""
+        old, new = self._old, self._new
+        short = min(len(old), len(new))
+        head = next((n for n in range(short) if old[n] != new[n]), short)
+        tail = next((n for n in range(short - head) if old[-1 - n] != new[-1 - n]), short - head)
+        ends = len(old) - tail, len(new) - tail
+        gone, come = set(range(head, ends[0])), set(range(head, ends[1]))
+        inner = common(old[head : ends[0]], new[head : ends[1]])
+        self._blocks = [(0, 0, head)]
+        for first, second, length in inner:
+            self._blocks.append((head + first, head + second, length))
+            gone.difference_update(range(head + first, head + first + length))
+            come.difference_update(range(head + second, head + second + length))
+        self._blocks.append((ends[0], ends[1], tail))
+        return (
+            sorted(n for n in gone if old[n] and old[n][0] != "#"),
+            sorted(n for n in come if new[n] and new[n][0] != "#"),
+        )
+
+    def chains(self) -> dict[str, list[str]]:
+        """Return the chains in which something differs, by table."""
+        found: dict[str, list[str]] = {}
+        for lines, numbers in ((self._old, self._gone), (self._new, self._come)):
+            sections = _sections(lines)
+            self._sections[id(lines)] = sections
+            for number in numbers:
+                appended = _APPENDED.match(lines[number])
+                if appended is None or any(word in lines[number] for word in _OUTSIDE):
+                    raise NotQuick
+                table = next((t for t, (a, b) in sections.items() if a < number < b), None)
+                if table is None:
+                    raise NotQuick
+                of_table = found.setdefault(table, [])
+                if appended[1] not in of_table:
+                    of_table.append(appended[1])
+        if list(self._sections[id(self._old)]) != list(self._sections[id(self._new)]):
+            raise NotQuick
+        if sum(map(len, found.values())) > _MOST_CHAINS:
+            raise NotQuick
+        return found
+
+    def goal(self, live: Live, chain: str, context: Context, side: FamilySide) -> ChainGoal:
+        """Return a chain as the new text has it: what stays is taken from the kernel."""
+        before = {n: k for k, n in enumerate(self._lines(self._old, live.table, chain))}
+        rules = live.canonical(chain)
+        if len(before) != len(rules):
+            raise NotQuick
+        goal = ChainGoal()
+        blocks = iter(self._blocks)
+        first, second, length = next(blocks)
+        for number in self._lines(self._new, live.table, chain):
+            while number >= second + length:
+                following = next(blocks, None)
+                if following is None:
+                    break
+                first, second, length = following
+            where = WantedRule("", self._source, number + 1, len(chain) + 5)
+            if second <= number < second + length:
+                goal.entries.append(rules[before[first + number - second]])
+                goal.origins.append(where)
+                continue
+            for entry in self._encode(number, context, side):
+                goal.entries.append(entry)
+                goal.origins.append(where)
+        return goal
+
+    def _lines(self, lines: list[str], table: str, chain: str) -> list[int]:
+        start, end = self._sections[id(lines)][table]
+        bare = f"-A {chain}"
+        head = f"{bare} "
+        return [n for n in range(start, end) if lines[n].startswith(head) or lines[n] == bare]
+
+    def _encode(self, number: int, context: Context, side: FamilySide) -> list[bytes]:
+        text = f"*{context.table}\n{self._new[number]}\nCOMMIT\n"
+        items = script.parse(text, source=self._source, family=self._family).sections[0].items
+        entries: list[bytes] = []
+        for item in items:
+            if not isinstance(item, script.Append):
+                raise NotQuick
+            words = item.words or split(item.spec)
+            entries += side.encoder.encode(list(words), context, None).rules
+        return entries
+
+
+def _split(text: str) -> list[str]:
+    """Return the lines of a text, those that declare a chain without their counters."""
+    return [line.partition(" [")[0] if line[:1] == ":" else line for line in text.split("\n")]
+
+
+def _sections(lines: list[str]) -> dict[str, tuple[int, int]]:
+    """Return where the lines of each table begin and end."""
+    found: dict[str, tuple[int, int]] = {}
+    table, start = "", 0
+    for number in [n for n, line in enumerate(lines) if line[:1] in _SECTION]:
+        line = lines[number]
+        if line[0] == "*":
+            table, start = line[1:].strip(), number + 1
+        elif line[:6] == "COMMIT":
+            if table in found:
+                raise NotQuick
+            found[table] = (start, number)
+    return found
+
+
+# --- what is remembered -------------------------------------------------------------------------
+
+
+def about(state: State, name: str) -> dict[str, Any]:
+    """Return everything but files and tables that decides what a policy comes to."""
+    namespace = Path("/proc/thread-self/ns/net").stat()
+    files = {}
+    for file in [*_NAMES, os.environ.get("XTABLES_LIBDIR", "")]:
+        with contextlib.suppress(OSError):
+            status = os.stat(file)  # noqa: PTH116 - many files, and quick
+            files[file] = [status.st_mtime_ns, status.st_size, status.st_ino]
+    return {
+        "version": [_VERSION, __version__],
+        "boot": state.boot_id,
+        "namespace": [namespace.st_dev, namespace.st_ino],
+        "files": files,
+        "others": sorted(r.name + r.digest for r in state.records() if r.name != name),
+    }
+
+
+def digests(side: FamilySide, tables: Mapping[str, object]) -> dict[str, str]:
+    """Return the digest of each table as it was read."""
+    found = {}
+    for name in tables:
+        blob = side.live(name).blob
+        if blob is not None:
+            found[name] = blob.digest()
+    return found
+
+
+def _read(state: State) -> dict[str, Any]:
+    try:
+        found = json.loads((state.directory / _DIRECTORY / _FILE).read_bytes())
+        if {"exclusive", "plain", "about", "tables"} <= found.keys():
+            return dict(found)
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise NotQuick
+
+
+def remember(
+    state: State,
+    wanted: Wanted,
+    plans: Plans,
+    blobs: Mapping[tuple[int, str], Blob],
+    *,
+    exclusive: bool,
+    quick: bool,
+) -> None:
+    """Write down what the kernel holds now, for the next time.
+
+    ``blobs`` are the tables that were read back after they were written; ``quick`` whether it
+    was the quick way that planned.
+    """
+    file = state.directory / _DIRECTORY / _FILE
+    if not wanted.raw or wanted.name != DEFAULT_NAME or wanted.sets:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        return
+    tables: dict[str, dict[str, str]] = {}
+    plain = quick or not any(
+        run.kind == KEPT
+        for plan in plans.tables
+        for chain in plan.chains.values()
+        for run in chain.merge.runs
+    )
+    for family, names in wanted.tables.items():
+        rules = 0
+        for name in names:
+            blob = blobs.get((family, name)) or plans.sides[family].live(name).blob
+            if blob is not None:
+                tables.setdefault(str(family), {})[name] = blob.digest()
+                rules += sum(len(chain.rules) for chain in blob.chains)
+        plain = plain and wanted.raw[family].count("\n-A ") == rules
+    document = {
+        "exclusive": exclusive,
+        "plain": plain,
+        "about": about(state, wanted.name),
+        "tables": tables,
+    }
+    printed.write(file, json.dumps(document).encode())

@@ -1,0 +1,313 @@
+"""From a policy to the plan of every table: who owns what, what goes, what stays.
+
+What the policy decides about:
+
+- chains that it names are its own, but for the rules of others in them (``ownership``);
+- a table of an iptables-save file is its own as a whole, but for the chains of others;
+- chains that it named when it was applied last, by its record, and names no more: they go,
+  and of a built-in chain the rules that it put there;
+- with ``exclusive``, each table that it names, whoever made what is in there.
+
+All else stays as it is. Two policies share the rules of a built-in chain, but neither its policy
+nor a chain of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nfctl.control.change import Change
+from nfctl.control.goal import ChainGoal, Coder
+from nfctl.control.live import Live
+from nfctl.control.ownership import Ownership
+from nfctl.control.planning import TablePlan
+from nfctl.errors import BadInput, NfctlError
+from nfctl.kernel.decode import Decoder
+from nfctl.kernel.encode import Context, Encoder
+from nfctl.kernel.table import active_tables
+from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from nfctl.control.records import Record
+    from nfctl.control.sets import Sets
+    from nfctl.policy.wanted import Wanted, WantedTable
+
+FAMILIES = (4, 6)
+
+
+@dataclass
+class FamilySide:
+    """What is needed to read and to write the tables of one family, in one namespace."""
+
+    family: int
+    resolve: bool = False
+    encoder: Encoder = field(init=False)
+    decoder: Decoder = field(init=False)
+    lives: dict[str, Live] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(self.family, resolve=self.resolve)
+        self.decoder = Decoder(self.family)
+
+    def live(self, table: str) -> Live:
+        """Return a table as it was when it was looked at first."""
+        if table not in self.lives:
+            self.lives[table] = Live(self.family, table, self.decoder)
+        return self.lives[table]
+
+    def read_all(self) -> list[Live]:
+        """Return all tables that are in use."""
+        return [self.live(table) for table in active_tables(self.family)]
+
+
+class Plans:
+    """The plans of all tables, with their sides; what undoing and applying have in common."""
+
+    def __init__(self, sides: dict[int, FamilySide]) -> None:
+        self.sides = sides
+        self.tables: list[TablePlan] = []
+        self.coders: dict[int, Coder] = {}
+        self.notes: list[str] = []
+
+    @property
+    def changed(self) -> list[TablePlan]:
+        """The tables that differ."""
+        return [plan for plan in self.tables if plan.changes]
+
+    def change(self, wanted_name: str, *, digests: bool = False) -> Change:
+        """Return the change of the tables, to be shown or written down."""
+        change = Change(wanted_name, notes=list(self.notes))
+        change.tables = [plan.change(digest=digests) for plan in self.tables]
+        return change
+
+    def texts_after(self) -> dict[int, str]:
+        """Return the iptables-save text of all tables as they will be, by family."""
+        found = {}
+        for family, side in self.sides.items():
+            plans = {plan.live.table: plan for plan in self.tables if plan.live.family == family}
+            names = dict.fromkeys([*active_tables(family), *plans])
+            found[family] = "".join(
+                plans[name].text_after() if name in plans else side.live(name).text()
+                for name in names
+            )
+        return found
+
+    def finish_pending(self) -> None:
+        """Encode the rules that had to wait for their sets."""
+        for plan in self.tables:
+            names = {*plan.live.chains, *plan.chains}
+            for chain in plan.chains.values():
+                if chain.goal.pending:
+                    coder = self.coders[plan.live.family]
+                    coder.finish(plan.live.table, chain.name, chain.goal, names)
+
+
+class Planner:
+    """Plans a policy; ``records`` are those of all policies, ``own`` what this one may own."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        own: Sequence[Record] = (),
+        others: Sequence[Record] = (),
+        exclusive: bool = False,
+        resolve: bool = False,
+        sets: Sets | None = None,
+    ) -> None:
+        self.wanted = wanted
+        self.exclusive = exclusive
+        self.sets = sets
+        self._resolve = resolve
+        self._ownership = Ownership(wanted.keep)
+        self._own = [record.wanted() for record in own]
+        self._others = [(record.name, record.wanted()) for record in others]
+        for name, policy in self._others:
+            for family, tables in policy.tables.items():
+                for table, what in tables.items():
+                    known = self._ownership.others.setdefault((family, table), {})
+                    users = _user_chains(table, what)
+                    known.update(dict.fromkeys(users, f"policy {name}"))
+
+    def plan(self, sides: dict[int, FamilySide] | None = None) -> Plans:
+        """Read the kernel, encode the policy, and compare; ``sides`` may have tables already."""
+        self._check_others()
+        families = self._families()
+        if sides is None:
+            sides = {family: FamilySide(family, self._resolve) for family in families}
+        plans = Plans(sides)
+        for family in families:
+            self._plan_family(plans, family)
+        return plans
+
+    def change(self, plans: Plans, *, digests: bool = False) -> Change:
+        """Return the whole change."""
+        change = plans.change(self.wanted.name, digests=digests)
+        change.files = list(self.wanted.files)
+        if self.sets is not None:
+            change.sets = [*self.sets.changes]
+        return change
+
+    def _families(self) -> list[int]:
+        policies = [self.wanted, *self._own]
+        return [family for family in FAMILIES if any(family in each.tables for each in policies)]
+
+    # --- two policies on one host ---------------------------------------------------------------
+
+    def _check_others(self) -> None:
+        for name, policy in self._others:
+            for family, tables in self.wanted.tables.items():
+                for table, what in tables.items():
+                    other = policy.tables.get(family, {}).get(table)
+                    if other is not None:
+                        self._check_table(table, what, name, other)
+
+    def _check_table(self, table: str, what: WantedTable, name: str, other: WantedTable) -> None:
+        hint = f"rename it, or have nfctl forget that one: nfctl policy forget {name}"
+        if self.exclusive:
+            msg = f"table {table} also belongs to policy {name}, so it cannot be taken whole"
+            raise BadInput(msg, hint="leave out --exclusive", where=what.where)
+        for chain, wanted in what.chains.items():
+            theirs = other.chains.get(chain)
+            if theirs is None:
+                continue
+            if chain not in BUILTIN_CHAINS[table]:
+                msg = f"chain {chain} of table {table} belongs to policy {name}"
+                raise BadInput(msg, hint=hint, where=wanted.where)
+            if wanted.policy is not None and theirs.policy is not None:
+                msg = f"the policy of chain {chain} of table {table} is set by policy {name}"
+                hint = "leave it out here, or there"
+                raise BadInput(msg, hint=hint, where=wanted.where)
+
+    # --- a family -------------------------------------------------------------------------------
+
+    def _plan_family(self, plans: Plans, family: int) -> None:
+        side = plans.sides[family]
+        tables = self.wanted.tables.get(family, {})
+        missing = self.sets.missing if self.sets is not None else set()
+        coder = Coder(family, side.encoder, missing, self.wanted.sets)
+        plans.coders[family] = coder
+        own = [policy.tables.get(family, {}) for policy in self._own]
+        names = [name for name in TABLES if name in tables or any(name in each for each in own)]
+        goals: dict[str, dict[str, ChainGoal]] = {}
+        removals: dict[str, list[str]] = {}
+        for name in names:
+            live, what = side.live(name), tables.get(name)
+            skip = self._others_chains(live, what, plans) if what is not None else set()
+            named = {*(what.chains if what is not None else ()), *skip}
+            removals[name] = self._removed(live, what, named, [each.get(name) for each in own])
+            chains = {*live.user_chains, *named} - set(removals[name])
+            chains -= set(BUILTIN_CHAINS[name])
+            goals[name] = coder.table(name, what, chains, skip) if what is not None else {}
+        flat = {(name, chain): goal for name in names for chain, goal in goals[name].items()}
+        coder.resolve_pending(flat)
+        for name in names:
+            live = side.live(name)
+            released = self._released(live, goals[name], [each.get(name) for each in own], coder)
+            for chain in released:
+                goals[name][chain] = ChainGoal()
+            owner = self._owner(live, released, coder)
+            plans.tables.append(TablePlan.make(live, goals[name], removals[name], owner))
+
+    def _others_chains(self, live: Live, what: WantedTable, plans: Plans) -> set[str]:
+        """Return chains of others that a save file has, too: what is in the kernel stays."""
+        if self.exclusive or not what.whole:
+            return set()
+        found = {}
+        for chain in what.chains:
+            if chain in live.chains and chain not in BUILTIN_CHAINS[live.table]:
+                owner = self._ownership.chain_owner(chain)
+                if owner:
+                    found[chain] = owner
+        if found:
+            owners = ", ".join(sorted(set(found.values())))
+            plans.notes.append(
+                f"table {live.table} (IPv{live.family}): {len(found)} of the file's chains stay as "
+                f"the kernel has them, as they are {owners}'s: {', '.join(sorted(found)[:5])}"
+            )
+        return set(found)
+
+    def _removed(
+        self,
+        live: Live,
+        what: WantedTable | None,
+        named: set[str],
+        own: Sequence[WantedTable | None],
+    ) -> list[str]:
+        """Return the user-defined chains that are to go."""
+        free = [chain for chain in live.user_chains if chain not in named]
+        if what is not None and self.exclusive:
+            return free
+        others = self._ownership.others.get((live.family, live.table), {})
+        free = [c for c in free if c not in others and not self._ownership.chain_owner(c)]
+        if what is not None and what.whole:
+            return free
+        mine = {chain for table in own if table is not None for chain in table.chains}
+        return [chain for chain in free if chain in mine]
+
+    def _released(
+        self,
+        live: Live,
+        goals: dict[str, ChainGoal],
+        own: Sequence[WantedTable | None],
+        coder: Coder,
+    ) -> dict[str, Counter[bytes]]:
+        """Return built-in chains that the policy named before, with the rules it put there."""
+        released: dict[str, Counter[bytes]] = {}
+        for table in own:
+            for chain in table.chains if table is not None else ():
+                if chain in BUILTIN_CHAINS[live.table] and chain not in goals:
+                    found = released.setdefault(chain, Counter())
+                    found |= self._encoded(live, chain, table, coder)
+        return {chain: rules for chain, rules in released.items() if rules}
+
+    def _encoded(
+        self, live: Live, chain: str, table: WantedTable | None, coder: Coder
+    ) -> Counter[bytes]:
+        """Return the rules of a recorded chain; those that cannot be encoded now are left out."""
+        rules: Counter[bytes] = Counter()
+        if table is None or chain not in table.chains:
+            return rules
+        context = Context(live.table, chain, {*live.user_chains, *_user_chains(live.table, table)})
+        for rule in table.chains[chain].rules:
+            try:
+                rules.update(coder.encode(rule, context))
+            except NfctlError:  # a set or an extension that is gone: no such rule is left either
+                continue
+        return rules
+
+    def _owner(
+        self, live: Live, released: dict[str, Counter[bytes]], coder: Coder
+    ) -> Callable[[str, int], str]:
+        """Return who owns the rules of a table that the policy does not want."""
+        tables = self.wanted.tables.get(live.family, {})
+        if self.exclusive and live.table in tables:
+            return lambda _chain, _index: ""
+        theirs: dict[str, dict[bytes, str]] = {}
+
+        def owner(chain: str, index: int) -> str:
+            rule = live.canonical(chain)[index]
+            if chain in released:
+                return "" if released[chain][rule] else "another program"
+            if chain not in theirs:
+                theirs[chain] = self._rules_of_others(live, chain, coder)
+            found = theirs[chain].get(rule, "")
+            return found or self._ownership.owner(live.family, live.table, live.spec(chain, index))
+
+        return owner
+
+    def _rules_of_others(self, live: Live, chain: str, coder: Coder) -> dict[bytes, str]:
+        found: dict[bytes, str] = {}
+        for name, policy in self._others:
+            table = policy.tables.get(live.family, {}).get(live.table)
+            for rule in self._encoded(live, chain, table, coder):
+                found.setdefault(rule, f"policy {name}")
+        return found
+
+
+def _user_chains(table: str, what: WantedTable) -> Iterable[str]:
+    return [chain for chain in what.chains if chain not in BUILTIN_CHAINS[table]]

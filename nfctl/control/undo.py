@@ -1,0 +1,306 @@
+"""Undoing changes: what they deleted comes back, what they added goes, what came since stays.
+
+Of each chain that an entry of the journal changed there are three versions: as it was before, as
+the change left it, and as it is now. What differs between the last two others did since, and that
+is kept (:func:`nfctl.control.merging.undone`). Several entries are undone one after the other in
+memory, the latest first, and the result is written in one go, as apply does it: under the same
+locks, all tables or none, with an entry of its own. Rules that come back have the counters they
+had when they went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nfctl.control import entries
+from nfctl.control.apply import APPLIED, UNCHANGED, Outcome, counts, write
+from nfctl.control.goal import Coder
+from nfctl.control.merging import undone
+from nfctl.control.planner import FAMILIES, FamilySide, Plans
+from nfctl.control.planning import TablePlan
+from nfctl.control.records import Damaged
+from nfctl.control.sets import Sets, of_saved
+from nfctl.control.snapshot import Snapshot
+from nfctl.errors import AnswerNo, BadInput, NfctlError
+from nfctl.kernel import lock
+from nfctl.policy.wanted import WantedChain, WantedRule, WantedTable
+from nfctl.ruleset import script
+from nfctl.ruleset.names import BUILTIN_CHAINS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nfctl.control.change import Change
+    from nfctl.control.entries import Entry
+    from nfctl.control.goal import ChainGoal
+    from nfctl.control.live import Live
+    from nfctl.control.state import State
+
+_UNDOABLE = {
+    entries.APPLIED,
+    entries.UNCONFIRMED,
+    entries.CONFIRMED,
+    entries.PREPARED,
+    entries.INTERRUPTED,
+}
+
+Key = tuple[int, str, str]  # family, table, chain
+
+
+def rollback(
+    state: State,
+    number: int | None = None,
+    *,
+    wait: float = lock.DEFAULT_WAIT,
+    why: str = "rollback",
+) -> Outcome:
+    """Undo the journal's entries from the latest down to ``number`` (None: the latest alone).
+
+    An entry that was undone already, and the rollback that did it, are passed over. ``why``
+    becomes the reason in the undone entries. Raises AnswerNo (exit 1) where there is nothing to
+    undo, BadInput where there is no such entry, and what applying raises.
+    """
+    with state.locked(wait):
+        state.settle()
+        chosen = choose(state.entries(), number)
+        with lock.held(wait):
+            outcome = _Undo(state, chosen, why).run()
+        state.prune()
+    return outcome
+
+
+def choose(known: Sequence[Entry], number: int | None) -> list[Entry]:
+    """Return the entries to undo, the latest first."""
+    undoable = [entry for entry in known if entry.status in _UNDOABLE and entry.undone_by is None]
+    if number is None:
+        found = [entry for entry in undoable if entry.action != "rollback"][-1:]
+    else:
+        if number not in {entry.number for entry in known}:
+            msg = f"the journal has no entry {number}"
+            raise BadInput(msg, hint="nfctl history lists them")
+        found = [entry for entry in undoable if entry.number >= number]
+        # a rollback of what is undone here anyway undoes nothing more
+        later = [entry for entry in found if not _is_within(entry, number)]
+        found = later
+    if not found:
+        which = f"entry {number} and what came after it" if number is not None else "the journal"
+        msg = f"there is nothing to undo in {which}"
+        raise AnswerNo(msg, hint="nfctl history shows what was done and undone")
+    return found[::-1]
+
+
+def _is_within(entry: Entry, number: int) -> bool:
+    return entry.action == "rollback" and all(each >= number for each in entry.undoes)
+
+
+@dataclass
+class _Chain:
+    """A chain in memory: its policy and the text of its rules; None where there is no chain."""
+
+    rules: list[str] | None
+    policy: str | None
+    counters: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+class _Undo:
+    """One rollback, under the locks."""
+
+    def __init__(self, state: State, chosen: list[Entry], why: str) -> None:
+        self.state = state
+        self.chosen = chosen
+        self.why = why
+        self._sides = {family: FamilySide(family) for family in FAMILIES}
+        self._chains: dict[Key, _Chain] = {}
+
+    def run(self) -> Outcome:
+        with Snapshot(self._sides, self.state) as snapshot:
+            for entry in self.chosen:
+                self._undo(entry)
+            sets = self._sets()
+            plans = self._plans(sets)
+            change = plans.change(self.chosen[0].policy)
+            change.sets = list(sets.changes)
+            if not change.changes:
+                self._settle(None)
+                return Outcome(change, UNCHANGED)
+            if sets.obstacle is not None:
+                raise sets.obstacle
+            new = self._begin(change, snapshot.texts(), sets)
+        try:
+            write(plans, sets)
+        except BaseException as error:
+            self.state.mark(new.number, entries.FAILED, reason=str(error))
+            raise
+        new = self.state.mark(new.number, entries.APPLIED)
+        self._settle(new)
+        sets.finish()
+        return Outcome(change, APPLIED, new)
+
+    # --- in memory ----------------------------------------------------------------------------
+
+    def _undo(self, entry: Entry) -> None:
+        before = {family: _Before(entry.before_text(family), family) for family in FAMILIES}
+        try:
+            for table in entry.change["tables"]:
+                family, name = table["family"], table["table"]
+                for chain in table["chains"]:
+                    self._undo_chain((family, name, chain["name"]), chain, before[family])
+        except (KeyError, TypeError, IndexError) as error:
+            msg = f"the change of entry {entry.number} makes no sense: {error!r}"
+            hint = f"its tables from before can be put back by hand: {entry.path}"
+            raise Damaged(msg, hint=hint) from None
+
+    def _undo_chain(self, key: Key, change: dict[str, Any], texts: _Before) -> None:
+        if not (change["created"] or change["deleted"] or change["policy"] or change["lines"]):
+            return
+        now = self._now(key)
+        old = texts.rules(key[1], key[2])
+        before = [spec for spec, _ in old]
+        after = [] if change["deleted"] else _after(before, change)
+        for spec, counters in old:
+            now.counters.setdefault(spec, []).append(counters)
+        policy = change["policy"]
+        if policy and now.policy == policy["after"]:
+            now.policy = policy["before"]
+        rules = undone(now.rules or [], before, after)
+        now.rules = rules if rules or not change["created"] else None
+
+    def _now(self, key: Key) -> _Chain:
+        family, table, chain = key
+        if key not in self._chains:
+            live = self._sides[family].live(table)
+            there = live.chains.get(chain)
+            rules = list(live.specs(chain)) if there is not None else None
+            self._chains[key] = _Chain(rules, there.policy if there is not None else None)
+        return self._chains[key]
+
+    def _sets(self) -> Sets:
+        """Return the sets as they were before the earliest of the entries."""
+        text: dict[str, list[str]] = {}
+        gone: set[str] = set()
+        for entry in self.chosen:
+            for change in entry.change.get("sets", ()):
+                if change["action"] == "create":
+                    gone.add(change["name"])
+                    text.pop(change["name"], None)
+            for line in entry.sets.splitlines(keepends=True):
+                words = line.split()
+                if words[0] == "create":
+                    text[words[1]] = []
+                    gone.discard(words[1])
+                text[words[1]].append(line)
+        return of_saved("".join(line for lines in text.values() for line in lines), gone)
+
+    # --- to the kernel --------------------------------------------------------------------------
+
+    def _plans(self, sets: Sets) -> Plans:
+        plans = Plans(self._sides)
+        tables: dict[tuple[int, str], dict[str, _Chain]] = {}
+        for (family, table, name), chain in self._chains.items():
+            tables.setdefault((family, table), {})[name] = chain
+        for family, side in self._sides.items():
+            coder = Coder(family, side.encoder, sets.missing, sets.wanted)
+            plans.coders[family] = coder
+            goals: dict[str, dict[str, ChainGoal]] = {}
+            removals: dict[str, list[str]] = {}
+            for (of, table), chains in tables.items():
+                if of == family:
+                    live = side.live(table)
+                    goals[table], removals[table] = self._goals(live, coder, chains)
+            flat = {(table, c): goal for table, of in goals.items() for c, goal in of.items()}
+            coder.resolve_pending(flat)
+            for table, found in goals.items():
+                live = side.live(table)
+                plan = TablePlan.make(live, found, removals[table], lambda _chain, _index: "")
+                plans.tables.append(plan)
+        return plans
+
+    def _goals(
+        self, live: Live, coder: Coder, chains: dict[str, _Chain]
+    ) -> tuple[dict[str, ChainGoal], list[str]]:
+        removed = [name for name, chain in chains.items() if chain.rules is None]
+        wanted = WantedTable()
+        for name, chain in chains.items():
+            if chain.rules is not None:
+                rules = [WantedRule(spec, f"{live.table} {name}") for spec in chain.rules]
+                wanted.chains[name] = WantedChain(rules, chain.policy)
+        names = {*live.user_chains, *chains} - set(removed) - set(BUILTIN_CHAINS[live.table])
+        goals = coder.table(live.table, wanted, names)
+        for name, goal in goals.items():
+            known = {spec: list(found) for spec, found in chains[name].counters.items()}
+            for index, rule in enumerate(goal.origins):
+                if known.get(rule.spec):
+                    goal.counters[index] = known[rule.spec].pop(0)
+        return goals, removed
+
+    # --- the journal ----------------------------------------------------------------------------
+
+    def _begin(self, change: Change, before: dict[int, str], sets: Sets) -> Entry:
+        from nfctl.control import show
+        from nfctl.control.sets import saved
+
+        document = show.document(change)
+        self.state.ready(2 * sum(map(len, before.values())))
+        return self.state.begin(
+            policy=self.chosen[0].policy,
+            action="rollback",
+            change=document,
+            before=before,
+            sets=saved(sets.touched),
+            undoes=[entry.number for entry in self.chosen],
+            summary=counts(document),
+        )
+
+    def _settle(self, new: Entry | None) -> None:
+        """Mark the undone entries; the policies' records are what they were before them."""
+        state = self.state
+        number = new.number if new is not None else None
+        for entry in self.chosen:
+            state.mark(entry.number, entries.ROLLED_BACK, undone_by=number, reason=self.why)
+            self._put_record(entry)
+
+    def _put_record(self, entry: Entry) -> None:
+        state = self.state
+        for policy in {entry.policy, *(record.name for record in entry.records_before())}:
+            record = entry.record_before(policy)
+            try:
+                if record is not None:
+                    state.put_record(record, confirmed=True)
+                elif policy == entry.policy:
+                    state.drop_record(policy)
+            except NfctlError as error:
+                if isinstance(error, Damaged):
+                    continue
+                raise
+
+
+class _Before:
+    """The rules of an entry's text from before, with their counters."""
+
+    def __init__(self, text: str, family: int) -> None:
+        self._tables: dict[str, dict[str, list[tuple[str, tuple[int, int]]]]] = {}
+        if not text:
+            return
+        for section in script.parse(text, source="the journal", family=family).sections:
+            table = self._tables.setdefault(section.table, {})
+            for item in section.items:
+                if isinstance(item, script.Append):
+                    rule = (item.spec, item.counters or (0, 0))
+                    table.setdefault(item.chain, []).append(rule)
+
+    def rules(self, table: str, chain: str) -> list[tuple[str, tuple[int, int]]]:
+        """Return (text, counters) of a chain's rules."""
+        return self._tables.get(table, {}).get(chain, [])
+
+
+def _after(before: list[str], change: dict[str, Any]) -> list[str]:
+    """Return a chain's rules as the change left them, from its runs and the lines it added."""
+    added = iter([line["rule"] for line in change["lines"] if line["op"] == "add"])
+    after: list[str] = []
+    for kind, live, _, length in change["runs"]:
+        if kind in {"same", "kept"}:
+            after += before[live : live + length]
+        elif kind == "add":
+            after += [next(added) for _ in range(length)]
+    return after
