@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING
 
-from nfctl.errors import NfctlError
+from nfctl.errors import NfctlError, excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_LARGEST = 64 << 20  # bytes of a file that is read for a line of it
 
 
 def print_json(document: object) -> None:
@@ -62,8 +65,24 @@ def show(error: NfctlError) -> None:
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     word = "\033[1;31merror:\033[0m" if colour else "error:"
     text = f"nfctl: {word} {where}{error.message}"
-    if error.excerpt:
-        text += f"\n{error.excerpt}"
+    line = error.excerpt or _line(error)
+    if line:
+        text += f"\n{line}"
     if error.hint:
         text += f"\n  hint: {error.hint}"
     print(text.encode("utf-8", "replace").decode("utf-8", "replace"), file=sys.stderr)
+
+
+def _line(error: NfctlError) -> str:
+    """Return the line of a file that an error is about; "" where there is none to be read."""
+    where = error.where
+    if where is None or not where.line:
+        return ""
+    try:
+        status = os.stat(where.source)  # noqa: PTH116 - a path as typed
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            return ""
+        with open(where.source, encoding="utf-8", errors="replace", newline="\n") as file:  # noqa: PTH123
+            return excerpt(file.read(), where)
+    except (OSError, ValueError):
+        return ""

@@ -31,7 +31,7 @@ import typer
 
 from nfctl.cli.answer import print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
-from nfctl.errors import BadInput, Locked, RolledBack
+from nfctl.errors import BadInput, Locked, NfctlError, RolledBack
 
 if TYPE_CHECKING:
     from nfctl.control.apply import Options, Outcome
@@ -50,18 +50,18 @@ Quiet = Annotated[
 def apply(
     file: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE|PLAN]", show_default=False, help="A policy, an "
-                       "iptables-save file, or what nfctl plan --out saved; standard input if -."),
+        typer.Argument(metavar="[FILE|PLAN]", show_default=False,
+                       help="A policy, or what nfctl plan --out saved; standard input if -."),
     ] = None,
     ipv4: Annotated[
         str | None,
         typer.Option("-4", "--ipv4", metavar="FILE", show_default=False,
-                     help="An iptables-save file for IPv4."),
+                     help="An iptables-save file for IPv4, instead of a policy."),
     ] = None,
     ipv6: Annotated[
         str | None,
         typer.Option("-6", "--ipv6", metavar="FILE", show_default=False,
-                     help="An iptables-save file for IPv6."),
+                     help="An ip6tables-save file for IPv6."),
     ] = None,
     confirm: Annotated[
         float | None,
@@ -70,7 +70,7 @@ def apply(
     ] = None,
     exclusive: Annotated[
         bool, typer.Option("--exclusive", show_default=False,
-                           help="Take the whole tables, also what is other programs'.")
+                           help="Take whole tables, also what is other programs'.")
     ] = False,
     guard: Annotated[
         list[str] | None,
@@ -269,9 +269,14 @@ def _roll_back(state: State, number: int, why: str) -> None:
     """Undo the change, unless that was decided already."""
     from nfctl.control import undo, watchdog
 
-    with state.locked():
-        if state.entry(number).status in {"prepared", "unconfirmed"}:
-            undo.rollback(state, number, why=why)
+    try:
+        with state.locked():
+            if state.entry(number).status in {"prepared", "unconfirmed"}:
+                undo.rollback(state, number, why=why)
+    except NfctlError as error:
+        if watchdog.hurry(state, number):
+            error.hint = "the watchdog goes on trying: nfctl history says when it is done"
+        raise
     watchdog.wake(state, number)
 
 

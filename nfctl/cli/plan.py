@@ -59,7 +59,7 @@ def plan(
     even a lock taken. The exit code is 0 if there is nothing to change, 1 if there is, and 2 if
     the policy is wrong. The document of --json: python -m pydoc nfctl.control.show
 
-    [bold]Example:[/bold] nfctl policy new > policy.yaml; nfctl plan policy.yaml
+    [bold]Example:[/bold] nfctl plan policy.yaml --out policy.plan
     """
     from nfctl.control import apply as applying
     from nfctl.control import savedplan, show

@@ -51,7 +51,7 @@ def new(
     SSH stays open, and so does what IPv4 and IPv6 need; whatever else comes in is dropped. Where
     the host seems to forward for containers or virtual machines, FORWARD is left alone.
 
-    [bold]Example:[/bold] nfctl policy new --out policy.yaml; nfctl plan policy.yaml
+    [bold]Example:[/bold] nfctl policy new --out policy.yaml && nfctl plan policy.yaml
     """
     from nfctl.control.surroundings import look
     from nfctl.policy.starter import starter
@@ -134,7 +134,7 @@ def check(
 
     What matches and targets mean, libxtables knows: nfctl plan asks it.
 
-    [bold]Example:[/bold] nfctl policy new > policy.yaml; nfctl policy check policy.yaml
+    [bold]Example:[/bold] nfctl policy check policy.yaml
     """
     from nfctl.policy.reading import read
 

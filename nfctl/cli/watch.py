@@ -110,9 +110,7 @@ def watch(
             wanted,
             Options(repair=repair, interval=interval),
             read=again,
-            plan=lambda policy: applying.plan(
-                policy, state=state, exclusive=exclusive, wait=wait, resolve=resolve
-            ),
+            plan=applying.Repeated(state, exclusive=exclusive, resolve=resolve),
             apply=lambda policy: applying.apply(policy, state=state, options=options),
             journal=state,
             wait=waiter,

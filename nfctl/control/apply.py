@@ -30,6 +30,8 @@ from nfctl.control.sets import Sets
 from nfctl.control.snapshot import Snapshot
 from nfctl.errors import AnswerNo, Changed, NfctlError
 from nfctl.kernel import lock
+from nfctl.kernel.blob import Blob
+from nfctl.kernel.table import active_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from nfctl.control.savedplan import SavedPlan
     from nfctl.control.state import State
     from nfctl.control.watchdog import Armed
-    from nfctl.kernel.blob import Blob
     from nfctl.policy.wanted import Wanted
 
 UNCHANGED, APPLIED, UNCONFIRMED = "unchanged", entries.APPLIED, entries.UNCONFIRMED
@@ -98,6 +99,49 @@ def plan(
     del wait  # one getsockopt a table needs no lock
     planner = _planner(wanted, state, exclusive, resolve)
     return planner.change(planner.plan(), digests=digests)
+
+
+class Repeated:
+    """Plans the same policy time and again: at little cost while nothing changes.
+
+    The tables are compared anew only if the kernel holds something else than at the last time,
+    or anything else that decides is another (:func:`nfctl.control.known.about`).
+    """
+
+    def __init__(self, state: State, *, exclusive: bool = False, resolve: bool = False) -> None:
+        self._state = state
+        self._exclusive = exclusive
+        self._resolve = resolve
+        self._seen: tuple[Wanted, object] | None = None
+        self._plans: Plans | None = None
+
+    def __call__(self, wanted: Wanted) -> Change:
+        """Return what applying the policy would change; raises as :func:`plan` does."""
+        planner = _planner(wanted, self._state, self._exclusive, self._resolve)
+        about = known.about(self._state, wanted.name)
+        record = self._state.record(wanted.name)
+        seen = (about, record.digest if record is not None else "", _looks(wanted))
+        missing = planner.sets is not None and planner.sets.missing
+        if (
+            self._plans is None
+            or missing
+            or self._seen is None
+            or self._seen[0] is not wanted
+            or self._seen[1] != seen
+        ):
+            self._plans = planner.plan()
+            self._seen = None if missing else (wanted, seen)
+        return planner.change(self._plans)
+
+
+def _looks(wanted: Wanted) -> dict[tuple[int, str], str]:
+    """Return the digest of each table that a policy names, if it is in use."""
+    return {
+        (family, table): Blob(family, table).digest()
+        for family, tables in wanted.tables.items()
+        for table in active_tables(family)
+        if table in tables
+    }
 
 
 def apply_files(

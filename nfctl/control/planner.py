@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nfctl.control.change import Change
@@ -124,7 +125,7 @@ class Planner:
         self.sets = sets
         self._resolve = resolve
         self._ownership = Ownership(wanted.keep)
-        self._own = [record.wanted() for record in own]
+        self._own = [_Own(record) for record in own]
         self._others = [(record.name, record.wanted()) for record in others]
         for name, policy in self._others:
             for family, tables in policy.tables.items():
@@ -153,8 +154,8 @@ class Planner:
         return change
 
     def _families(self) -> list[int]:
-        policies = [self.wanted, *self._own]
-        return [family for family in FAMILIES if any(family in each.tables for each in policies)]
+        named = set(self.wanted.tables).union(*(own.chains for own in self._own))
+        return [family for family in FAMILIES if family in named]
 
     # --- two policies on one host ---------------------------------------------------------------
 
@@ -191,7 +192,7 @@ class Planner:
         missing = self.sets.missing if self.sets is not None else set()
         coder = Coder(family, side.encoder, missing, self.wanted.sets)
         plans.coders[family] = coder
-        own = [policy.tables.get(family, {}) for policy in self._own]
+        own = [each.chains.get(family, {}) for each in self._own]
         names = [name for name in TABLES if name in tables or any(name in each for each in own)]
         goals: dict[str, dict[str, ChainGoal]] = {}
         removals: dict[str, list[str]] = {}
@@ -199,7 +200,8 @@ class Planner:
             live, what = side.live(name), tables.get(name)
             skip = self._others_chains(live, what, plans) if what is not None else set()
             named = {*(what.chains if what is not None else ()), *skip}
-            removals[name] = self._removed(live, what, named, [each.get(name) for each in own])
+            mine = {chain for each in own for chain in each.get(name, ())}
+            removals[name] = self._removed(live, what, named, mine)
             chains = {*live.user_chains, *named} - set(removals[name])
             chains -= set(BUILTIN_CHAINS[name])
             goals[name] = coder.table(name, what, chains, skip) if what is not None else {}
@@ -207,7 +209,7 @@ class Planner:
         coder.resolve_pending(flat)
         for name in names:
             live = side.live(name)
-            released = self._released(live, goals[name], [each.get(name) for each in own], coder)
+            released = self._released(live, goals[name], coder)
             for chain in released:
                 goals[name][chain] = ChainGoal()
             owner = self._owner(live, released, coder)
@@ -236,7 +238,7 @@ class Planner:
         live: Live,
         what: WantedTable | None,
         named: set[str],
-        own: Sequence[WantedTable | None],
+        mine: set[str],
     ) -> list[str]:
         """Return the user-defined chains that are to go."""
         free = [chain for chain in live.user_chains if chain not in named]
@@ -246,22 +248,18 @@ class Planner:
         free = [c for c in free if c not in others and not self._ownership.chain_owner(c)]
         if what is not None and what.whole:
             return free
-        mine = {chain for table in own if table is not None for chain in table.chains}
         return [chain for chain in free if chain in mine]
 
     def _released(
-        self,
-        live: Live,
-        goals: dict[str, ChainGoal],
-        own: Sequence[WantedTable | None],
-        coder: Coder,
+        self, live: Live, goals: dict[str, ChainGoal], coder: Coder
     ) -> dict[str, Counter[bytes]]:
         """Return built-in chains that the policy named before, with the rules it put there."""
         released: dict[str, Counter[bytes]] = {}
-        for table in own:
-            for chain in table.chains if table is not None else ():
+        for own in self._own:
+            for chain in own.chains.get(live.family, {}).get(live.table, ()):
                 if chain in BUILTIN_CHAINS[live.table] and chain not in goals:
                     found = released.setdefault(chain, Counter())
+                    table = own.policy.tables[live.family][live.table]
                     found |= self._encoded(live, chain, table, coder)
         return {chain: rules for chain, rules in released.items() if rules}
 
@@ -307,6 +305,27 @@ class Planner:
             for rule in self._encoded(live, chain, table, coder):
                 found.setdefault(rule, f"policy {name}")
         return found
+
+
+class _Own:
+    """What a record says; its rules are read only if they are asked for."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        #: The chains that the record's text declares, by family and table.
+        self.chains: dict[int, dict[str, list[str]]] = {}
+        for family, text in record.text.items():
+            tables = self.chains.setdefault(family, {})
+            chains: list[str] = []
+            for line in text.split("\n"):
+                if line[:1] == ":":
+                    chains.append(line[1:].split(" ", 1)[0])
+                elif line[:1] == "*":
+                    chains = tables.setdefault(line[1:].strip(), [])
+
+    @cached_property
+    def policy(self) -> Wanted:
+        return self._record.wanted()
 
 
 def _user_chains(table: str, what: WantedTable) -> Iterable[str]:

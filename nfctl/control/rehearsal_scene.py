@@ -103,9 +103,11 @@ class Scene:
             port = self.entry.original.source_port
         return self._located(self.client, self.client_address, port)
 
-    def target_end(self) -> End:
-        """Return what the client connects to."""
+    def target_end(self, *, translated: bool = False) -> End:
+        """Return what the client connects to, or what it has when NAT is done."""
         address, port = self.target
+        if translated:
+            address, port = self.flow.destination, self.flow.port
         at = self.client if self.client != _HERE else self.server
         return self._located(at, address, port)
 

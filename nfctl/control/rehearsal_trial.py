@@ -95,12 +95,7 @@ class _Trial:
 
     def run(self) -> Answer:
         """Try it; see the module."""
-        talk = self._bare()
-        if talk is None:
-            return self._unknown(
-                "the connection does not work in a copy of this host without any rule"
-            )
-        talk.close()
+        works = self._works_without_rules()
         try:
             self._load(self.old)
         except NfctlError as error:
@@ -110,9 +105,10 @@ class _Trial:
         if talk is None:
             talk = self._from_before()
         if talk is None:
+            rules = "with the rules as they are either" if works else "without any rule"
             return self._unknown(
-                "the connection does not work in a copy of this host with the rules as they are "
-                "either, so that nothing can be said of the new ones"
+                f"the connection does not work in a copy of this host {rules}, so that nothing "
+                "can be said of the new ones"
             )
         if self.scene.entry is not None and self.scene.entry.mark:
             conntrack.set_mark(self.scene.entry.original, self.scene.entry.mark)
@@ -140,18 +136,23 @@ class _Trial:
             True, "new", reason="it stays, and can be made anew"
         )
 
-    def _bare(self) -> Talk | None:
-        """Connect without rules; that also says how patient to be."""
+    def _works_without_rules(self) -> bool:
+        """Whether a connection is made without rules; that also says how patient to be."""
         self._unload()
         if self.scene.entry is not None:  # as on the host
             self._track()
+        scene = self.scene
         start = time.monotonic()
-        talk = self._connect(keep=False, patience=_SETTLE)
-        if talk is None or talk.exchange(_SETTLE):
-            return None
-        took = time.monotonic() - start
-        self.patience = min(max(self.patience, _MARGIN * took), _MOST_PATIENCE)
-        return talk
+        # Where NAT would bring it.
+        client, server = scene.client_end(keep=False), scene.target_end(translated=True)
+        talk = scene.servers.connect(client, server, _SETTLE)
+        works = talk is not None and not talk.exchange(_SETTLE)
+        if works:
+            margin = _MARGIN * (time.monotonic() - start)
+            self.patience = min(max(self.patience, margin), _MOST_PATIENCE)
+        if talk is not None:
+            talk.close()
+        return works
 
     def _connect_as_is(self) -> tuple[Talk | None, int]:
         """Connect under the rules as they are; return the connection and where it landed."""
@@ -246,10 +247,9 @@ class _Trial:
         talk.close()
         return good
 
-    def _connect(self, *, keep: bool, patience: float | None = None) -> Talk | None:
+    def _connect(self, *, keep: bool) -> Talk | None:
         scene = self.scene
-        client, to = scene.client_end(keep=keep), scene.target_end()
-        return scene.servers.connect(client, to, patience or self.patience)
+        return scene.servers.connect(scene.client_end(keep=keep), scene.target_end(), self.patience)
 
     # --- the copy -----------------------------------------------------------------------------
 

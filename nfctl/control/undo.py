@@ -55,7 +55,7 @@ def rollback(
     wait: float = lock.DEFAULT_WAIT,
     why: str = "rollback",
 ) -> Outcome:
-    """Undo the journal's entries from the latest down to ``number`` (None: the latest alone).
+    """Undo the journal's entries from the latest down to ``number`` (None: the latest apply).
 
     An entry that was undone already, and the rollback that did it, are passed over. ``why``
     becomes the reason in the undone entries. Raises AnswerNo (exit 1) where there is nothing to
@@ -74,7 +74,13 @@ def choose(known: Sequence[Entry], number: int | None) -> list[Entry]:
     """Return the entries to undo, the latest first."""
     undoable = [entry for entry in known if entry.status in _UNDOABLE and entry.undone_by is None]
     if number is None:
-        found = [entry for entry in undoable if entry.action != "rollback"][-1:]
+        # a repair only did again what an apply had done: it goes with that one
+        applied = [entry.number for entry in undoable if entry.action == "apply"][-1:]
+        found = [
+            entry
+            for entry in undoable
+            if applied and entry.number >= applied[0] and entry.action != "rollback"
+        ]
     else:
         if number not in {entry.number for entry in known}:
             msg = f"the journal has no entry {number}"

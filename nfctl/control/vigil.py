@@ -26,15 +26,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from nfctl.control import sets, watchdog
+from nfctl.control import watchdog
 from nfctl.control.entries import INTERRUPTED, PREPARED, UNCONFIRMED
-from nfctl.control.restore import restore
+from nfctl.control.lastresort import LastResort, preload
+from nfctl.control.records import Damaged
 from nfctl.control.state import State
-from nfctl.errors import Locked, NfctlError
+from nfctl.errors import BadInput, Locked, NfctlError
 from nfctl.kernel import netns, process
 from nfctl.kernel.sdnotify import Notifier
-from nfctl.kernel.table import active_tables
-from nfctl.ruleset.names import BUILTIN_CHAINS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,8 +142,11 @@ class Vigil:
         self._wait(self._fifo, seconds)
         if self._fifo >= 0:
             with contextlib.suppress(BlockingIOError):
-                if watchdog.END in os.read(self._fifo, 4096):
+                words = os.read(self._fifo, 4096)
+                if watchdog.END in words:
                     self._wanted = False
+                if watchdog.NOW in words:
+                    self.hurried = "it was not kept"
 
     # --- undoing ------------------------------------------------------------------------------
 
@@ -166,6 +168,7 @@ class Vigil:
                 said = problem
                 self._log(f"history entry {self._number} is not rolled back yet: {problem}")
             if failures >= _TRIES and self._last_resort():
+                self._note()
                 return ROLLED_BACK
             if self._clock() >= until:
                 break
@@ -223,9 +226,24 @@ class Vigil:
                 self._log(f"nor can the snapshot be restored: {type(error).__name__}: {error}")
                 return False
             self._log("the tables are restored whole, as they were before the change")
-            with contextlib.suppress(NfctlError, OSError):
-                self._state.mark(self._number, ROLLED_BACK, reason="restored without the journal")
         return True
+
+    def _note(self) -> None:
+        """Have the journal say so, as soon as it can; nobody may confirm what is not there."""
+        until = self._clock() + _PATIENCE
+        for attempt in range(1 << 30):
+            try:
+                self._state.mark(self._number, ROLLED_BACK, reason="restored without the journal")
+            except (BadInput, Damaged):  # the entry is gone
+                return
+            except (NfctlError, OSError) as error:
+                if attempt == 0:
+                    self._log(f"the journal cannot be told yet: {error}")
+            else:
+                return
+            if self._clock() >= until:
+                return
+            self._pause(_PAUSES[min(attempt, len(_PAUSES) - 1)])
 
 
 def _decided(entry: Entry) -> str:
@@ -250,77 +268,6 @@ def _open_fifo(path: Path) -> int:
         # also for writing: a FIFO without a writer would be readable, at its end, all the time
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     return -1
-
-
-# --- the snapshot -------------------------------------------------------------------------------
-
-
-class LastResort:
-    """The tables as they were before the change, in memory; made before the change."""
-
-    def __init__(self, entry: Entry, log: Callable[[str], None]) -> None:
-        self.texts = {family: entry.before_text(family) for family in entry.families}
-        self.sets = entry.sets
-        self._log = log
-        self._active = {family: set(active_tables(family)) for family in self.texts}
-
-    def restore(self) -> None:
-        """Put all of it back, counters too, as far as that can be done.
-
-        Tables that were brought to life since are emptied. Raises the last error that
-        :func:`nfctl.control.restore.restore` raised.
-        """
-        problem: Exception | None = None
-        if self.sets:
-            try:
-                sets.put_back(self.sets)
-            except Exception as error:  # noqa: BLE001 - the tables may be put back all the same
-                self._log(f"the sets are not restored: {type(error).__name__}: {error}")
-        for family, text in self.texts.items():
-            try:
-                whole = text + self._empty(family)
-                if whole:
-                    restore(whole, family=family, counters=True, source="the snapshot", wait=_TRY)
-            except Exception as error:  # noqa: BLE001 - so may those of the other family
-                problem = error
-        if problem is not None:
-            raise problem
-
-    def _empty(self, family: int) -> str:
-        """Return empty tables for those that were not in use then, and are now."""
-        new = [table for table in active_tables(family) if table not in self._active[family]]
-        lines: list[str] = []
-        for table in new:
-            lines += [f"*{table}", *(f":{name} ACCEPT [0:0]" for name in BUILTIN_CHAINS[table])]
-            lines.append("COMMIT")
-        return "".join(f"{line}\n" for line in lines)
-
-
-def preload(log: Callable[[str], None]) -> None:
-    """Load what the undoing needs: modules, libraries, the extensions of the rules there are.
-
-    Once it stands a watchdog should not depend on files: the disk may be gone by then.
-    """
-    import importlib
-    import pkgutil
-
-    import nfctl.control
-    import nfctl.kernel
-    import nfctl.ruleset
-    from nfctl.control.save import save
-
-    for package in (nfctl.ruleset, nfctl.kernel, nfctl.control):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            try:
-                importlib.import_module(module.name)
-            except ImportError as error:
-                log(f"{module.name}: {error}")
-    for family in (4, 6):
-        try:
-            for _text in save(family):
-                pass
-        except (NfctlError, OSError) as error:
-            log(f"IPv{family}: {error}")
 
 
 # --- the process --------------------------------------------------------------------------------

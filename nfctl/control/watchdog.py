@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 #: What wakes a watchdog, beside its history entry.
 FIFO = "wake"
-WAKE, END = b"w", b"e"
+WAKE, NOW, END = b"w", b"n", b"e"
 
 _START = 60.0  # seconds that it may take to stand; an emulated machine needs ten
 _ENVIRONMENT = (
@@ -285,6 +285,11 @@ def _check_open(state: State, entry: Entry) -> None:
 def wake(state: State, number: int) -> bool:
     """Have the watchdog look at its entry's status; return whether there is one."""
     return _tell(state, number, WAKE)
+
+
+def hurry(state: State, number: int) -> bool:
+    """Have the watchdog roll back now; return whether there is one."""
+    return _tell(state, number, NOW)
 
 
 def _tell(state: State, number: int, word: bytes) -> bool:

@@ -10,7 +10,7 @@ from nfctl.errors import BadInput, Changed, NfctlError, NotPermitted, Unsupporte
 from nfctl.kernel import ipset_types as t
 
 PROTOCOL, FIND_TYPE, MAX_SETS, BUSY, EXIST_SETNAME2, TYPE_MISMATCH, EXIST = range(4097, 4104)
-REFERENCED = 4109
+REFERENCED = 4108
 _TYPE_SPECIFIC = 4352
 _ANSWERS: Final = {
     PROTOCOL: "the kernel does not understand it",
@@ -25,13 +25,13 @@ _ANSWERS: Final = {
     4106: "the address is of the other family",
     4107: "the set was created without the option timeout",
     REFERENCED: "it is in use by a rule or another set",
-    4110: "an IPv4 address is needed",
-    4111: "an IPv6 address is needed",
-    4112: "the set was created without the option counters",
-    4113: "the set was created without the option comment",
-    4114: "the markmask is not valid",
-    4115: "the set was created without the option skbinfo",
-    4116: "netmask and bitmask exclude each other",
+    4109: "an IPv4 address is needed",
+    4110: "an IPv6 address is needed",
+    4111: "the set was created without the option counters",
+    4112: "the set was created without the option comment",
+    4113: "the markmask is not valid",
+    4114: "the set was created without the option skbinfo",
+    4115: "netmask and bitmask exclude each other",
     errnos.ENOENT: "there is no set of this name",
     errnos.EEXIST: "there is a set of this name",
     errnos.ENOMEM: "the kernel has no memory for it",

@@ -148,8 +148,9 @@ def _populate(
     with contextlib.ExitStack() as stack:
         loaders = []
         for host in hosts:
-            if plans[host.name].rules:
-                loader = fork.Child(_load, host, plans[host.name].rules, os.getpid())
+            plan = plans[host.name]
+            if plan.rules or plan.policy:
+                loader = fork.Child(_load, host, plan.rules, plan.policy, os.getpid())
                 stack.callback(loader.kill)
                 loaders.append(loader)
         for host in hosts:
@@ -161,8 +162,8 @@ def _populate(
             loader.result(_TIMEOUT)
 
 
-def _load(host: Host, rules: Sequence[RulesPlan], parent: int) -> None:
-    """Load rules in a child of their host, under its own xtables lock."""
+def _load(host: Host, rules: Sequence[RulesPlan], policy: str, parent: int) -> None:
+    """Load rules in a child of their host, under its own xtables lock; then apply its policy."""
     import nfctl
 
     syscalls.die_with_parent(parent)
@@ -174,6 +175,12 @@ def _load(host: Host, rules: Sequence[RulesPlan], parent: int) -> None:
             nfctl.restore(plan.text, family=plan.family, source=plan.where.source)
         except NfctlError as error:
             raise _placed(error, plan) from None
+    if policy:
+        from nfctl.control.apply import Options, apply
+        from nfctl.control.state import State
+        from nfctl.policy.reading import read
+
+        apply(read(policy), state=State(), options=Options(guard_ssh=False))
 
 
 def _placed(error: NfctlError, plan: RulesPlan) -> NfctlError:

@@ -77,7 +77,8 @@ Keys of a file
     The tables (raw, mangle, nat, filter, security), in them chains by name. A chain is a list of
     rules, or a mapping with ``policy`` (``accept`` or ``drop``, in any case; built-in chains
     only; without it the policy stays as it is; ``{ipv4: drop, ipv6: accept}`` where the families
-    differ), ``rules``, and ``family`` where only one family has the chain. A chain with nothing behind the colon is an empty one.
+    differ), ``rules``, and ``family`` where only one family has the chain. A chain with nothing
+    behind the colon is an empty one.
 
 Where several files have a chain, its rules come in the order of the files: what is included
 first, then the including file's own. The chain has one ``policy``, if any; two that differ are
@@ -102,7 +103,8 @@ Variables
 ---------
 
 ``${name}`` in a rule or an entry of a set; ``$${`` stands for ``${`` itself. A value is never
-more than one word, whatever is in it: no quotes are needed in rules. Values may refer to other
+more than one word, whatever is in it: no quotes are needed in rules. (YAML needs them around a
+rule in braces: ``{family: ipv6, rule: "-s ${host} -j DROP"}``.) Values may refer to other
 variables. A list does what fits the option in front of it:
 
 - ``--dports``, ``--sports``, ``--ports``, ``--ctstate``, ``--ctstatus``, ``--state``,

@@ -189,7 +189,8 @@ class Expander:
         count = math.prod(len(choice.texts) for choice in choices)
         if count > MOST_RULES:
             msg = f"this line comes to {count} rules, by the lists in it"
-            raise node.error(msg, f"{MOST_RULES} at most; an ipset takes them all in one rule")
+            hint = f"{MOST_RULES} at most; an ipset takes them all in one rule"
+            raise node.error(msg, hint, where=place(node, words[0].column - 1))
         found: list[tuple[int, str]] = []
         variant = {index for index, choice in enumerate(choices) if choice.listed}
         used: dict[tuple[int, int], set[str]] = {}
@@ -230,7 +231,10 @@ class Expander:
         signs = told(" ".join(texts), texts, self.names)
         fixed = [sign for sign in signs if sign.at not in variant]
         wanted = {sign.family for sign in signs}
-        if len({sign.family for sign in fixed}) > 1 or (len(wanted) < 2 and fixed):
+        other = next((sign for sign in fixed if sign.family != fixed[0].family), None)
+        if other is not None:
+            raise self._both(node, words, texts, fixed[0], other)
+        if len(wanted) < 2 and fixed:
             return self._placed(node, " ".join(texts), words, texts, families)
         kept = _without_marks(texts, signs)
         return [

@@ -7,9 +7,10 @@ from typing import Final
 
 from nfctl.text import escaped
 
-# Rules as they mostly are. No ": " and " #", which mean something, and no end that does.
+# Rules and addresses as they mostly are; no ": " and " #", which mean something.
 _PLAIN: Final = re.compile(
-    r"(?:-(?=[^\s-])|--(?=[^\s-])|[A-Za-z/(])(?!.*(?::(?:\s|$)|\s#|\s$))[^\t]*"
+    r"(?:--?(?=[A-Za-z])|[A-Za-z/(]|[0-9]+(?:\.[0-9]+){3}|[0-9a-f]+:(?=\S))"
+    r"(?!.*(?::(?:\s|$)|\s#|\s$))[^\t]*"
 )
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")

@@ -88,21 +88,31 @@ class Change:
 
     def expire(self, number: int = 1) -> None:
         """Have the deadline be now."""
-        with self.state.locked():
-            self.state.mark(number, "unconfirmed", deadline=since_boot())
-        assert watchdog.wake(self.state, number)
+        expire(self.state, number)
 
     def guardian(self) -> Guardian:
         """Find the watchdog."""
-        word = os.fsencode(self.directory)
-        found = []
-        for name in os.listdir("/proc"):
-            with contextlib.suppress(OSError):
-                line = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-                if b"nfctl.control.watchdog" in line and word in line:
-                    found.append(int(name))
-        assert len(found) == 1, found
-        return Guardian(found[0])
+        return Guardian(find_guardian(self.directory))
+
+
+def expire(state: State, number: int) -> None:
+    """Have the deadline of an entry be now."""
+    with state.locked():
+        state.mark(number, "unconfirmed", deadline=since_boot())
+    assert watchdog.wake(state, number)
+
+
+def find_guardian(directory: Path) -> int:
+    """Return the process id of the watchdog of a state."""
+    word = os.fsencode(directory)
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+            if b"nfctl.control.watchdog" in line and word in line:
+                found.append(int(name))
+    assert len(found) == 1, found
+    return found[0]
 
 
 class Guardian:

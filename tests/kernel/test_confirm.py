@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nfctl.control import watchdog
+from nfctl.control.state import State
 from nfctl.kernel import lock
 from nfctl.kernel.process import since_boot
 from tests.kernel.confirming import AFTER, BEFORE, Change, Terminal, until
@@ -210,8 +212,14 @@ def test_a_full_disk(netns: Namespace, tmp_path: Path) -> None:
     netns.run(["dd", "if=/dev/zero", "of=/run/state/full", "bs=4k"])
     with change.guardian() as guardian:
         guardian.send(signal.SIGTERM)
+        until(lambda: change.saved() == BEFORE)
+        # a state in another mount namespace, as its processes see it
+        state = State(Path(f"/proc/{guardian.pid}/root/run/state"))
+        assert state.entry(1).status == "unconfirmed"
+        assert netns.run(["rm", "/run/state/full"]).returncode == 0
+        assert watchdog.wake(state, 1)
         guardian.wait()
-    assert change.saved() == BEFORE
+    assert change.nfctl("confirm").returncode == 5
 
 
 # --- the prompt -----------------------------------------------------------------------------------
@@ -376,15 +384,12 @@ def test_a_unit_of_systemd(netns: Namespace, tmp_path: Path) -> None:
     def unit(*words: str) -> str:
         import subprocess
 
-        from nfctl.control import watchdog
-
         name = watchdog.unit_name(change.directory, 1)
         command = ["systemctl", *words, name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     def apply() -> str:
-        from nfctl.control import watchdog
         from nfctl.control.apply import Options
         from nfctl.control.apply import apply as apply_policy
         from nfctl.policy import reading

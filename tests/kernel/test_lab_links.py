@@ -470,6 +470,23 @@ def test_rules_are_loaded() -> None:
             assert "--dport 22" not in lab["client"].call([save])
 
 
+@pytest.mark.skipif(shutil.which("iptables-legacy-save") is None, reason="needs iptables-legacy")
+def test_a_policy_is_applied(tmp_path: Path) -> None:
+    """A host's policy is in force in its host alone, and its history there knows it."""
+    (tmp_path / "fw.yaml").write_text(
+        "version: 1\ntables:\n  filter:\n    INPUT: {policy: drop, rules: [-i lo -j ACCEPT]}\n"
+    )
+    text = "name: x\nhosts:\n  one: {policy: fw.yaml}\n  two: {}\n"
+    with Lab("tests") as lab:
+        lab.build(Topology.parse(text, str(tmp_path / "x.yaml")))
+        saved = lab["one"].call(["iptables-legacy-save"])
+        assert ":INPUT DROP" in saved
+        assert "-A INPUT -i lo -j ACCEPT" in saved
+        assert "DROP" not in lab["two"].call(["iptables-legacy-save"])
+        history = lab["one"].call([sys.executable, "-m", "nfctl", "history", "--json"])
+        assert [entry["action"] for entry in json.loads(history)["entries"]] == ["apply"]
+
+
 MISTAKEN = """\
 name: one
 hosts:

@@ -371,7 +371,7 @@ def test_what_cannot_be_read() -> None:
         ((None,), {"v4": "-", "v6": "-"}),
     ):
         with pytest.raises(BadInput):
-            reading.read(*arguments, **named)  # type: ignore[arg-type]
+            reading.read(*arguments, **named)
 
 
 def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

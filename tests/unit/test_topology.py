@@ -356,6 +356,21 @@ def test_an_error_in_a_file_of_rules_is_at_its_place_there(tmp_path: Path) -> No
     assert error.excerpt == "  :INPUT FOO\n         ^"
 
 
+def test_a_policy_is_read_with_the_topology(tmp_path: Path) -> None:
+    """A host's policy lies beside the topology; an error in it is at its place there."""
+    text = "name: x\nhosts:\n  a:\n    policy: fw.yaml\n"
+    source = str(tmp_path / "x.yaml")
+    error = failure(lambda: Topology.parse(text, source))
+    assert str(error.where) == f"{source}:4:13"
+    (tmp_path / "fw.yaml").write_text("version: 1\ntables: {filter: {INPUT: {policy: no}}}\n")
+    error = failure(lambda: Topology.parse(text, source))
+    assert str(error.where) == f"{tmp_path / 'fw.yaml'}:2:35"
+    (tmp_path / "fw.yaml").write_text("version: 1\ntables: {filter: {INPUT: {policy: drop}}}\n")
+    topology = Topology.parse(text, source)
+    assert topology.hosts["a"].policy == str(tmp_path / "fw.yaml")
+    assert Topology.from_document(json.loads(json.dumps(topology.document()))) == topology
+
+
 def test_rules_that_only_libxtables_can_judge_are_left_to_it() -> None:
     """Short options, host names and extensions are no business of a topology."""
     lines = ["-A INPUT -s10.0.0.1 -jACCEPT", "-A INPUT -c 1 2 --proto tcp", "-N X", "-A X -m what"]

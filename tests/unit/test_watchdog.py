@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -186,6 +186,13 @@ def test_sigterm_makes_it_roll_back_at_once(world: World) -> None:
     assert world.undone == [(world.entry.number, "told to end", 3.0)]
 
 
+def test_it_may_be_hurried(world: World) -> None:
+    """An apply that could not roll back itself has its watchdog do so, before the deadline."""
+    world.at(3, lambda: watchdog.hurry(world.state, world.entry.number))
+    assert world.vigil.keep() == "rolled back"
+    assert world.undone[0][2] <= 4
+
+
 # --- the last moment ------------------------------------------------------------------------------
 
 
@@ -259,6 +266,25 @@ def test_without_a_journal_the_snapshot_is_restored(world: World, problem: Excep
     assert world.restored[0] - 1000 - SECONDS < 5
     assert world.status() == "rolled back"
     assert any(str(problem) in line for line in world.said)
+
+
+def test_the_journal_is_told_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was restored without the journal is noted there as soon as that has room again."""
+    mark = world.state.mark
+
+    def full(number: int, status: str, **more: Any) -> Entry:
+        if world.now < 1500:
+            msg = "the disk is full"
+            raise Unsupported(msg)
+        return mark(number, status, **more)
+
+    monkeypatch.setattr(world.state, "mark", full)
+    world.problems = [Unsupported("the disk is full")] * 10
+    assert world.vigil.keep() == "rolled back"
+    assert len(world.restored) == 1
+    assert 1500 <= world.now < 1550
+    with pytest.raises(RolledBack, match="without the journal"):
+        world.confirm()
 
 
 def test_a_state_that_is_gone(world: World, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@
             :FORWARD DROP [0:0]
             COMMIT
           ipv6: {file: router.v6}
+        policy: firewall.yaml
         sysctls: {net.ipv4.conf.all.rp_filter: 1}
       server:
         interfaces:
@@ -29,6 +30,9 @@
       wan: {delay: 10ms, jitter: 1ms, loss: 0.5%, rate: 10mbit}
     names:
       www.example.test: [10.77.0.10, "fd77::10"]
+
+Files of rules and policies are looked for beside the topology. A ``policy`` is applied as
+``nfctl apply`` does, after the ``rules``; what it was is in ``nfctl history`` on that host.
 
 A link joins the interfaces that name it. Two make a veth(4) pair. More, or one that says
 ``bridge: true``, make a bridge: that interface is then the bridge itself, in its host, with the
@@ -111,7 +115,10 @@ class ServicesPlan:
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """A host. ``routes`` are (destination prefix or "default", gateway), ``sysctls`` by name."""
+    """A host. ``routes`` are (destination prefix or "default", gateway), ``sysctls`` by name.
+
+    ``policy`` is the path of a policy file, or "".
+    """
 
     name: str
     interfaces: tuple[InterfacePlan, ...] = ()
@@ -121,6 +128,7 @@ class HostPlan:
     rules: tuple[RulesPlan, ...] = ()
     services: ServicesPlan = ServicesPlan()
     resolver: str = ""
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

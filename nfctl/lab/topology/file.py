@@ -84,6 +84,7 @@ class _Reader:
         fields = node.mapping(
             optional=(
                 *("interfaces", "routes", "forward", "sysctls", "rules", "services", "resolver"),
+                "policy",
             )
         )
         interfaces: list[InterfacePlan] = []
@@ -103,6 +104,7 @@ class _Reader:
             tuple(self._rules(fields["rules"])) if "rules" in fields else (),
             _services(fields["services"]) if "services" in fields else ServicesPlan(),
             str(_address(resolver)) if resolver else "",
+            self._policy(fields["policy"]) if "policy" in fields else "",
         )
 
     def _interface(self, host: str, key: Node, node: Node) -> tuple[InterfacePlan, list[Interface]]:
@@ -154,6 +156,19 @@ class _Reader:
             error.excerpt = excerpt(text, error.where)
             raise
         return RulesPlan(family, text, Where(path, 1, 1))
+
+    def _policy(self, node: Node) -> str:
+        """Read a policy file, to see that it can be; its path is relative to the topology's."""
+        from nfctl.policy.reading import read
+
+        path = str(PurePath(self.source).parent / node.text())
+        try:
+            read(path)
+        except BadInput as error:
+            if error.where is None:
+                raise node.error(error.message, "relative to the file of the topology") from None
+            raise
+        return path
 
     # --- what joins them ------------------------------------------------------------------------
 
