@@ -316,11 +316,11 @@ def confirm(
     as_json: Json = False,
     netns: Netns = None,
 ) -> None:  # fmt: skip
-    """Keep what nfctl apply --confirm changed.
+    """Keep what nfctl apply --confirm changed; best said from a new login, which proves it works.
 
     Exit code 1 if no change waits for a confirmation, 5 if it comes too late.
 
-    [bold]Example:[/bold] nfctl apply --confirm 60 policy.yaml, and from a new login: nfctl confirm
+    [bold]Example:[/bold] nfctl confirm && nfctl history
     """
     from nfctl.control.state import State
     from nfctl.kernel import netns as namespaces

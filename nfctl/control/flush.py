@@ -19,11 +19,12 @@ Limits. A flow that arrived elsewhere than its replies would go is rehearsed whe
 Flows that a helper expected, of other zones than the rules give, or from an address that no
 interface leads to, are not rehearsed; they are ``skipped``, with the reason, and stay. Rules of
 nf_tables are not in the copies: where there are any, flows that the old rules do not explain
-stay, too. So do bridged ones, of which the copies have no bridge.
+stay, too. What a bridge passes on is rehearsed as if it were routed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -199,8 +200,9 @@ class Ways:
         self._host = Host()
         self._up: dict[int, str] = {}
         for index, name in socket.if_nameindex():
-            if name != "lo" and self._host.link(index).flags & _UP:
-                self._up[index] = name
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                if name != "lo" and self._host.link(index).flags & _UP:
+                    self._up[index] = name
         self._own = {address.raw for address in self._host.addresses()}
         self._find = lru_cache(maxsize=1 << 16)(self._look_up)
 

@@ -18,6 +18,7 @@ import select
 import socket
 import struct
 from multiprocessing.connection import Pipe
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nfctl.control import flush_packets as packets
@@ -41,7 +42,7 @@ UNSENT: Final = b"!"
 #: What became of a packet: an entry's reply tuple and zones, None for dropped, or the above.
 Fate = bytes | None
 
-#: Entries that are in a copy at once.
+#: Entries that are in a copy at once, at most.
 BATCH: Final = 4096
 
 _TIMEOUT = 120.0  # seconds for one request
@@ -62,6 +63,15 @@ _AFTER = (  # sysctls of the copy, whatever the host's are
     ("ipv4/conf/all/log_martians", "0"),
     ("ipv4/conf/default/log_martians", "0"),
 )
+
+
+def batch() -> int:
+    """Return how many entries may be in a copy at once: far fewer than conntrack takes."""
+    try:
+        most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    except (OSError, ValueError):
+        most = 0
+    return max(1, min(BATCH, most // 4)) if most else BATCH  # 0: no limit
 
 
 class Opening(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from nfctl.control.flush_copy import BATCH, UNSENT, UNTRACKED
+from nfctl.control.flush_copy import UNSENT, UNTRACKED, batch
 from nfctl.control.flush_fates import Ports
 from nfctl.control.flush_worlds import Worlds, changed_lines
 from nfctl.errors import NfctlError

@@ -316,7 +316,8 @@ class Ipset:
         """Do what the kernel refuses while somebody lists the set; try again for a while."""
         answer = 0
         for _ in range(_TRIES):
-            answer, _ = self._ask(command, body)
+            # with NLM_F_EXCL what is not there cannot be destroyed
+            answer, _ = self._ask(command, body, netlink.REQUEST | netlink.ACK | _EXCL)
             if answer in {BUSY, REFERENCED}:  # by rules and lists, or by such a listing
                 header = self.header(name)
                 if header is None or header.references:

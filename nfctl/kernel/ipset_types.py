@@ -256,7 +256,7 @@ FLAGS: Final = {
     "skbinfo": WITH_SKBINFO,
 }
 _NUMBERS: Final = {  # attribute, least, most
-    "hashsize": (HASHSIZE, 1, 0xFFFFFFFF),
+    "hashsize": (HASHSIZE, 0, 0xFFFFFFFF),
     "maxelem": (MAXELEM, 0, 0xFFFFFFFF),
     "timeout": (TIMEOUT, 0, MOST_SECONDS),
     "markmask": (MARKMASK, 1, 0xFFFFFFFF),

@@ -54,13 +54,15 @@ class Side:
 class Bound:
     """What a measurement is held to: a ratio to another side, or megabytes when it is None.
 
-    The ratio is of times, or with ``of_memory`` of peak memory.
+    The ratio is of times, or with ``of_memory`` of peak memory. ``in_seconds`` holds the time
+    itself; the other side then only tells what kind of machine it was.
     """
 
     against: str | None
     floor: float | None = None
     aim: float | None = None
     of_memory: bool = False
+    in_seconds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Samples:
 class Verdict:
     """A bound, and what was measured for it; ``value`` is None when a side was refused.
 
-    ``value`` is the ratio of the median wall times, or of memory, or megabytes. The ratios of the
+    ``value`` is the ratio of the median wall times, or of memory, or megabytes, or seconds. The ratios of the
     minima and of the median CPU times show beside it whether a busy machine had a part in that.
     """
 
@@ -192,6 +194,8 @@ def judge(bound: Bound, judged: Samples, samples: dict[str, Samples]) -> Verdict
         return Verdict(bound)
     if bound.against is None:
         return Verdict(bound, judged.rss_mb())
+    if bound.in_seconds:
+        return Verdict(bound, judged.wall())
     other = samples.get(bound.against)
     if other is None or other.refused:
         return Verdict(bound)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench import generate, inspection, labs
+from tests.bench import applying, generate, inspection, labs
 from tests.bench.harness import Bound, Result, Side, race
 from tests.bench.room import Room, Wrong
 
@@ -368,10 +368,14 @@ BY_SIZE: dict[str, Callable[[Bench, Texts], Result]] = {
     "restore-same": restore_same,
     "save": save,
     "add": add,
+    "apply-one": applying.apply_one,
+    "apply-first": applying.apply_first,
+    "apply-same": applying.apply_same,
 }
 ALONE: dict[str, Callable[[Bench], Result]] = {
     "help": help_,
     "list-empty": list_empty,
+    "plan-yaml": applying.plan_yaml,
     "lab": labs.lab,
     "labs": labs.lab_python,
     "inspect": inspection.inspect,

@@ -73,7 +73,7 @@ def _cells(result: Result, verdict: Verdict) -> list[str]:
         other_name,
         _number(mine, "wall") if timed else "-",
         _number(other, "wall") if timed else "-",
-        _ratio(verdict.value if bound.against else None),
+        _ratio(verdict.value if bound.against and not bound.in_seconds else None),
         _ratio(verdict.of_minima),
         _ratio(verdict.of_cpu),
         _bound(bound, bound.floor),
@@ -117,6 +117,8 @@ def _bound(bound: Bound, value: float | None) -> str:
         return "-"
     if not bound.against:
         return f"{value:.0f} MB"
+    if bound.in_seconds:
+        return f"{value:g} s"
     text = f"{value:.3f}".rstrip("0")
     return text + "0" if text.endswith(".") else text
 
@@ -256,4 +258,6 @@ def _verdict(verdict: Verdict) -> dict[str, object]:
 def _measure(bound: Bound) -> str:
     if bound.against is None:
         return "rss_mb"
+    if bound.in_seconds:
+        return "wall_s"
     return "rss_ratio" if bound.of_memory else "wall_ratio"

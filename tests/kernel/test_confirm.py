@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -371,6 +372,46 @@ def test_without_a_watchdog_nothing_is_changed(change: Change) -> None:
 
 
 # --- systemd --------------------------------------------------------------------------------------
+
+
+# Does what systemd-run does for a unit of Type=notify: another network namespace, no environment
+# but what it is told, and an end when the unit has said that it is ready.
+SYSTEMD_RUN = """\
+#!{python}
+import os, socket, subprocess, sys
+words = sys.argv[1 : sys.argv.index("--")]
+command = sys.argv[sys.argv.index("--") + 1 :]
+settings = [word.removeprefix("--setenv=") for word in words if word.startswith("--setenv=")]
+environment = dict(setting.split("=", 1) for setting in settings)
+ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+ready.bind("/run/notify")
+environment["NOTIFY_SOCKET"] = "/run/notify"
+null = subprocess.DEVNULL
+subprocess.Popen(["nsenter", "--net=/proc/1/ns/net", "--", *command], env=environment, cwd="/",
+                 stdin=null, stdout=null, stderr=null, start_new_session=True)
+ready.settimeout(60)
+assert "READY=1" in ready.recv(4096).decode().splitlines()
+open("/run/words", "w").write("\\n".join(words))
+"""
+
+
+def test_a_service_manager_starts_it(change: Change, tmp_path: Path) -> None:
+    """A watchdog that systemd-run starts finds the network namespace, and says when it stands."""
+    fake = tmp_path / "bin" / "systemd-run"
+    fake.parent.mkdir()
+    fake.write_text(SYSTEMD_RUN.format(python=sys.executable))
+    fake.chmod(0o755)
+    assert change.netns.run(["mkdir", "-p", "/run/systemd/system"]).returncode == 0
+    words = change.words("apply", "-4", str(change.file), "--confirm", "600")
+    done = change.netns.run(["env", f"PATH={fake.parent}:{os.environ['PATH']}", *words])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--unit=nfctl-confirm-1-" in change.netns.run(["cat", "/run/words"]).stdout
+    assert change.is_after()
+    with change.guardian() as guardian:
+        assert "--detach" not in Path(f"/proc/{guardian.pid}/cmdline").read_text()
+        change.expire()
+        guardian.wait()
+    assert change.saved() == BEFORE
 
 
 def test_a_unit_of_systemd(netns: Namespace, tmp_path: Path) -> None:
