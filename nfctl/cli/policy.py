@@ -105,10 +105,18 @@ def from_live(
     from nfctl.control import fromlive
     from nfctl.control.state import State
     from nfctl.kernel import netns as namespaces
+    from nfctl.text import several
 
     families = [family for family, asked in ((4, ipv4), (6, ipv6)) if asked] or [4, 6]
     with namespaces.entered(netns):
-        write(fromlive.policy(families, name=name, others=State().records()))
+        written = fromlive.policy(families, name=name, others=State().records())
+    write(written.text)
+    if written.others:
+        print(
+            f"nfctl: {several(len(written.others), 'rule')} would become another, since iptables "
+            "prints them so; the first lines of the policy name them",
+            file=sys.stderr,
+        )
 
 
 @app.command()

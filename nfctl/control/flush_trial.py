@@ -105,28 +105,29 @@ class Trial:
     def _rehearse(self, cases: Iterator[Case]) -> Iterator[Case]:
         """Rehearse flows in one world; yield those of which more is to be known, or told."""
         ports = Ports()
+        size = batch()
         later: list[Case] = []
         while True:
-            batch: dict[bytes, Case] = {}
+            some: dict[bytes, Case] = {}
             queue, later = later, []
-            for case in [*queue, *islice(cases, BATCH - len(queue))]:
+            for case in [*queue, *islice(cases, size - len(queue))]:
                 # The same tuple in another zone waits for its turn.
-                if batch.setdefault(case.entry.original, case) is not case:
+                if some.setdefault(case.entry.original, case) is not case:
                     later.append(case)
-            if not batch:
+            if not some:
                 return
-            yield from self._judge(list(batch.values()), ports)
+            yield from self._judge(list(some.values()), ports)
 
-    def _judge(self, batch: list[Case], ports: Ports) -> Iterator[Case]:
+    def _judge(self, cases: list[Case], ports: Ports) -> Iterator[Case]:
         again = []
-        for case, old, new in self._ask("together", batch):
+        for case, old, new in self._ask("together", cases):
             if old == new or _fits(case, new):
                 self._note(case, old, new)
             else:
                 again.append(case)
         if again:
             self._judge_again(again, ports)
-        for case in batch:
+        for case in cases:
             settled = self._count == 1 or (case.possible and not self._uncertain)
             if case.trouble or case.differs or not settled:
                 yield case

@@ -3,7 +3,8 @@
 The policy is what its owner would have written: rules and chains of other programs
 (:mod:`nfctl.control.ownership`) stay out of it, as applying it leaves them where they are. A rule
 that both families have stands there once; the order of each family's rules is kept. Planned on
-the same host the text comes to nothing, and that is tried before it is given away.
+the same host the text comes to nothing. That is tried before it is given away: a few extensions
+of iptables print what they do not read as the same again.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfctl.control import sets
-from nfctl.control.change import ADD, DELETE, KEPT
+from nfctl.control.change import DELETE, KEPT
 from nfctl.control.ownership import Ownership
 from nfctl.control.planner import FamilySide, Planner
 from nfctl.control.records import check_name
-from nfctl.errors import Changed, Unsupported
+from nfctl.errors import Unsupported
 from nfctl.kernel import ipset_save
 from nfctl.kernel.ipset_types import TYPES
 from nfctl.policy import reading
@@ -60,6 +61,7 @@ _OPTIONS: Final = frozenset(
 _COUNTED: Final = re.compile(r" (?:packets|bytes) [0-9]+")
 _TIMED: Final = re.compile(r" timeout [1-9]")
 _LISTED: Final = 4
+_ATTEMPTS: Final = 3
 
 
 @dataclass(slots=True)
@@ -72,34 +74,45 @@ class _Chain:
     kept: Counter[str] = field(default_factory=Counter)
 
 
+class Written(NamedTuple):
+    """The text of a policy, and the rules that it does not say as the kernel has them."""
+
+    text: str
+    others: list[str]
+
+
 def policy(
     families: Sequence[int] = BOTH, *, name: str = DEFAULT_NAME, others: Sequence[Record] = ()
-) -> str:
-    """Return the running rules of these families as the text of a YAML policy.
+) -> Written:
+    """Write the running rules of these families as a YAML policy.
 
     ``others`` are the records of other policies on this host, whose rules stay out. Raises
-    Unsupported for what no policy file can say, Changed where somebody changed the rules
-    meanwhile.
+    Unsupported for what no policy file can say.
     """
     check_name(name)
     others = [record for record in others if record.name != name]
-    text = _Writer(families, name, _Live(families, others)).text()
-    wanted = reading.parse(text.encode(), "<from-live>")
-    planner = Planner(wanted, others=others)
-    change = planner.change(planner.plan())
-    if change.changes:
-        msg = f"the policy would not be what is running: {_first(change)}"
-        raise Changed(msg, hint="were the rules changed meanwhile? nfctl save keeps any of them")
-    return text
+    text, differing = "", [""]
+    for _ in range(_ATTEMPTS):  # the rules may be changed meanwhile
+        text = _Writer(families, name, _Live(families, others)).text()
+        wanted = reading.parse(text.encode(), "<from-live>")
+        planner = Planner(wanted, others=others)
+        differing = list(_differing(planner.change(planner.plan())))
+        if not differing:
+            break
+    if differing:
+        warning = "# iptables prints these rules as others than they are, which they would become:"
+        rules = "\n".join(f"#   {rule}" for rule in differing)
+        text = f"{warning}\n{rules}\n{text}"
+    return Written(text, differing)
 
 
-def _first(change: Change) -> str:
+def _differing(change: Change) -> Iterator[str]:
+    """Yield the rules that are not the same when they are read again."""
     for table, chain in change.chains():
         for line in chain.lines:
-            if line.kind in {ADD, DELETE}:
+            if line.kind == DELETE:
                 rule = visible(f"-A {chain.name} {line.spec}")
-                return f"table {table.table} (IPv{table.family}): {rule}"
-    return "a chain or its policy"
+                yield f"{table.table} (IPv{table.family}): {rule}"
 
 
 class _Live:

@@ -88,9 +88,10 @@ class Blob:
         with _Socket(family, table) as source:
             self.info, self.data = source.entries()
         self._firsts: dict[int, bytes] = {}  # offset of a chain's first rule: its name
-        self._starts: list[int] = []  # of all entries
+        self._seams: list[tuple[int, int]] = []  # where all entries begin, and their targets
         self._masked: bytearray | None = None
         self._digest = ""
+        self._alike: dict[int, bool] = {}  # other readings, by id: do they have the same chains
         self.chains = self._cut()
         self._names: dict[int, bytes] = {**self._firsts, **_VERDICTS}
 
@@ -107,11 +108,11 @@ class Blob:
         user: list[tuple[str, list[Span]]] = []
         spans: list[Span] = []
         start = _BASE
-        starts = self._starts
+        seams = self._seams
         while start < size:
-            starts.append(start)
             target_at, length = unpack(data, start + offsets_at)
             end, target = start + length, start + target_at
+            seams.append((start, target))
             if length - target_at == _ERROR_TARGET and data[target + 2 : target + 8] == _ERROR:
                 if end >= size:
                     break  # the entry that ends the table
@@ -133,12 +134,25 @@ class Blob:
         return chains
 
     def masked(self) -> bytearray:
-        """Return the entries with all counters at zero: the same for the same rules."""
+        """Return the entries without counters, and with jumps by the chain's number.
+
+        That is the same for the same rules, wherever in the table they stand.
+        """
         if self._masked is None:
             masked = bytearray(self.data)
             at, nothing = self.layout.counters_at, bytes(COUNTERS.size)
-            for start in self._starts:
-                masked[start + at : start + at + COUNTERS.size] = nothing
+            behind, width, unpack = EXTENSION_HEADER.size, COUNTERS.size, _VERDICT.unpack_from
+            numbers = {
+                offset: _VERDICT.pack(number) for number, offset in enumerate(sorted(self._firsts))
+            }
+            elsewhere = _VERDICT.pack(-len(HOOKS) - 1)  # to the next rule, or nowhere
+            for start, target in self._seams:
+                masked[start + at : start + at + width] = nothing
+                if not masked[target + 2]:
+                    verdict = unpack(masked, target + behind)[0]
+                    if verdict >= 0:
+                        number = numbers.get(verdict, elsewhere)
+                        masked[target + behind : target + behind + _VERDICT.size] = number
             self._masked = masked
         return self._masked
 
@@ -146,7 +160,7 @@ class Blob:
         """Return the sha256 (hex) of the table as the kernel lays it out, without counters.
 
         Two tables with one digest hold the same rules, as long as the kernel runs: numbers of
-        ipsets and offsets of chains are in there. The opposite need not be true.
+        ipsets are in there. The opposite need not be true.
         """
         if not self._digest:
             digest = hashlib.sha256(repr(self.info).encode())
@@ -155,30 +169,25 @@ class Blob:
         return self._digest
 
     def same_rules(self, rules: list[Span], other: Blob, others: list[Span]) -> bool:
-        """Whether neighbouring rules are the same as those of another reading of the table.
+        """Whether neighbouring rules are, byte for byte, those of another reading of the table.
 
-        Byte for byte, that is, but for counters and for the offsets of the chains they jump to:
-        if these moved, the names have to be the same.
+        True only if both readings have the same chains. Counters do not count.
         """
         if len(rules) != len(others):
             return False
         if not rules:
             return True
-        mine, theirs = memoryview(self.masked()), memoryview(other.masked())
-        equal = mine[rules[0].start : rules[-1].end] == theirs[others[0].start : others[-1].end]
-        if equal and self._firsts == other._firsts:
-            return True
-        data, at, moved = self.data, EXTENSION_HEADER.size, []
-        for pair in zip(rules, others, strict=True):
-            (start, target, end), (first, second, last) = pair
-            if data[target + 2] or _VERDICT.unpack_from(data, target + at)[0] < 0:
-                if not equal and mine[start:end] != theirs[first:last]:
-                    return False
-            elif not equal and mine[start : target + at] != theirs[first : second + at]:
-                return False
-            else:
-                moved.append(pair)
-        return all(self._jump(rule) == other._jump(its) for rule, its in moved)
+        if not self._same_chains(other):
+            return False
+        mine = memoryview(self.masked())[rules[0].start : rules[-1].end]
+        return mine == memoryview(other.masked())[others[0].start : others[-1].end]
+
+    def _same_chains(self, other: Blob) -> bool:
+        known = self._alike.get(id(other))
+        if known is None:
+            orders = [[blob._firsts[at] for at in sorted(blob._firsts)] for blob in (self, other)]
+            known = self._alike[id(other)] = orders[0] == orders[1]
+        return known
 
     def _policy(self, span: Span) -> Policy:
         verdict = STANDARD_TARGET.unpack_from(self.data, span.target)[3]

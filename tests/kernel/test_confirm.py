@@ -387,8 +387,8 @@ ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 ready.bind("/run/notify")
 environment["NOTIFY_SOCKET"] = "/run/notify"
 null = subprocess.DEVNULL
-subprocess.Popen(["nsenter", "--net=/proc/1/ns/net", "--", *command], env=environment, cwd="/",
-                 stdin=null, stdout=null, stderr=null, start_new_session=True)
+subprocess.Popen(["unshare", "--net", "--", *command], env=environment, cwd="/", stdin=null,
+                 stdout=null, stderr=null, start_new_session=True)
 ready.settimeout(60)
 assert "READY=1" in ready.recv(4096).decode().splitlines()
 open("/run/words", "w").write("\\n".join(words))

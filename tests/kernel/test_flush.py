@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -481,6 +482,50 @@ def test_what_is_not_rehearsed(net: Net) -> None:
     assert before == net.entries()
 
 
+def test_what_a_helper_expected(net: Net) -> None:
+    """FTP's data connection began because another one said so: it is skipped, and stays."""
+    net.load(nat(""))
+    net.open(ONE[4], 80)
+    (control,) = net.entries().values()
+    port = int(re.findall(r" sport=(\d+)", control)[0])
+    net.router.run(_expected_by, port)
+    before = net.entries()
+    assert len(before) == 2
+    done = net.change(nat("", "-A FORWARD -p tcp -j DROP"))
+    assert len(done.deleted) == len(done.skipped) == 1
+    assert ":20 " in done.skipped[0]
+    assert "expected it" in done.skipped[0]
+    assert [text for text in before.values() if "sport=20 " in text] == list(net.entries().values())
+
+
+def _expected_by(port: int) -> None:
+    """Add an entry whose master is the connection from a port of the client."""
+    from pyroute2 import NFCTSocket
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
+    master = NFCTAttrTuple(saddr=CLIENT[4], daddr=ONE[4], proto=6, sport=port, dport=80)
+    data = NFCTAttrTuple(saddr=ONE[4], daddr=CLIENT[4], proto=6, sport=20, dport=2000)
+    with NFCTSocket() as sock:
+        sock.entry(
+            "add", timeout=600, tuple_orig=data, tuple_reply=data.reverse(), tuple_master=master
+        )
+
+
+def test_link_local(net: Net) -> None:
+    """Of several links, nobody knows which one a link-local address is on: skipped."""
+    net.load(nat("").replace("RELATED,", ""), 6)
+    scope = "fe80::{}%eth0"
+    for host, name in ((net.client, "eth0"), (net.router, "wan0")):
+        host.call(["ip", "address", "add", f"fe80::{host.name == 'client' and 5 or 1}/64",
+                   "dev", name, "nodad"])  # fmt: skip
+    number = net.worker(net.client).run(traffic.open, scope.format(1), 22)
+    done = net.change(nat("", "-A INPUT -p tcp -m tcp --dport 22 -j DROP"), 6)
+    assert done.deleted == []
+    assert len(done.skipped) == 1
+    assert "may be on any of the links" in done.skipped[0]
+    assert net.alive(number)
+
+
 def test_what_nobody_knows(net: Net) -> None:
     """Where the new rules ask who sent a packet, flows that may be meant are named, and stay."""
     net.load(nat(""))
@@ -646,6 +691,113 @@ def _namespaces() -> Iterator[int]:
         if entry.name.isdigit():
             with suppress(OSError):
                 yield (entry / "ns/net").stat().st_ino
+
+
+_SOURCES: Final = ("192.0.2.10", "192.0.2.11", "192.0.2.12")
+_ACCEPTS: Final = ("ACCEPT", "DROP", "REJECT", "RETURN")
+
+
+def random_rules(chance: random.Random) -> str:
+    """Return rules that match and translate a good part of what :func:`_datagrams` sends."""
+
+    def match(*, into: bool, out: bool) -> str:
+        words = ["-p udp"]
+        if chance.random() < 0.4:
+            words.append(f"-s {chance.choice([*_SOURCES, '192.0.2.10/31', ONE[4], '10.0.1.1'])}")
+        if chance.random() < 0.4:
+            words.append(f"-d {chance.choice([ONE[4], TWO[4], ROUTER[4], '10.0.0.0/8'])}")
+        if into and chance.random() < 0.3:
+            words.append(f"-i {chance.choice(['wan0', 'lan1', 'lo'])}")
+        if out and chance.random() < 0.3:
+            words.append(f"-o {chance.choice(['wan0', 'lan1', 'lan2'])}")
+        if chance.random() < 0.6:
+            first = chance.randrange(1000, 1005)
+            words.append(f"-m udp --dport {first}:{first + chance.randrange(3)}")
+        if chance.random() < 0.2:
+            words.append(f"-m conntrack --ctstate {chance.choice(['NEW', 'ESTABLISHED', 'DNAT'])}")
+        return " ".join(words)
+
+    def target(chain: str) -> str:
+        address = chance.choice([ONE[4], TWO[4], ROUTER[4]])
+        if chain == "POSTROUTING":
+            return chance.choice(["MASQUERADE", f"SNAT --to-source 10.0.{chance.choice('19')}.1"])
+        if chance.random() < 0.3:
+            return f"REDIRECT --to-ports {chance.randrange(1000, 1005)}"
+        return f"DNAT --to-destination {address}:{chance.randrange(1000, 1005)}"
+
+    translating = [
+        f"-A {chain} {match(into=chain == 'PREROUTING', out=chain == 'POSTROUTING')} "
+        f"-j {target(chain)}"
+        for chain in chance.choices(("PREROUTING", "POSTROUTING", "OUTPUT"), k=chance.randrange(4))
+    ]
+    filtering = [
+        f"-A {chain} {match(into=chain in {'INPUT', 'FORWARD'}, out=chain in {'FORWARD', 'OUTPUT'})} "
+        f"-j {chance.choice(_ACCEPTS)}"
+        for chain in chance.choices(("INPUT", "FORWARD", "OUTPUT"), k=chance.randrange(5))
+    ]
+    text = nat("\n".join(translating), "\n".join(filtering))
+    return text.replace("INPUT ACCEPT", f"INPUT {chance.choice(['ACCEPT', 'DROP'])}").replace(
+        ":INPUT DROP [0:0]\n:OUTPUT",
+        ":INPUT ACCEPT [0:0]\n:OUTPUT",  # nat's have none
+    )
+
+
+def _datagrams(host: str) -> None:
+    """Send a datagram of each flow, whether it arrives or not."""
+    sources = {"client": _SOURCES, "router": ("", "127.0.0.1"), "one": (ONE[4],)}[host]
+    to_others = [ONE[4], TWO[4], ROUTER[4]]
+    for source in sources:
+        for place in ["127.0.0.1"] if source == "127.0.0.1" else to_others:
+            for port in range(1000, 1005):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.bind((source, 40000 + port))
+                    with suppress(OSError):  # OUTPUT drops it
+                        sock.sendto(b"x", (place, port))
+
+
+def flows_of(net: Net) -> dict[str, str]:
+    """Begin all flows anew; return their reply tuples by the original ones."""
+    net.router.call(["conntrack", "-F"])
+    for host in (net.client, net.router, net.servers[0]):
+        host.run(_datagrams, host.name)
+    return tuples(net)
+
+
+def tuples(net: Net) -> dict[str, str]:
+    found = {}
+    for text in net.entries().values():
+        if text.startswith("udp"):
+            ends = re.findall(r"\w+=[^ ]+", text)
+            found[" ".join(ends[:4])] = " ".join(ends[4:8])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_rules(net: Net, seed: int) -> None:
+    """For random rules A and B, what goes is what the kernel itself decides otherwise under B."""
+    chance = random.Random(seed)
+    for address in _SOURCES[1:]:
+        net.client.call(["ip", "address", "add", f"{address}/24", "dev", "eth0"])
+    old, new = random_rules(chance), random_rules(chance)
+    net.load(new)
+    wanted = flows_of(net)
+    net.load(old)
+    has = flows_of(net)
+    done = net.change(new)
+    left = tuples(net)
+    # Loopback: an entry is there before INPUT has its say, so what it drops has one, too.
+    assert done.skipped == []
+    ours = {key for key in has if "127.0.0.1" not in key and not _to_itself(has[key])}
+    doomed = {key for key in ours if has[key] != wanted.get(key)}
+    assert ours - left.keys() == doomed
+    assert all(left[key] == has[key] for key in ours - doomed)
+
+
+def _to_itself(reply: str) -> bool:
+    """Whether a flow of the router ends in the router."""
+    own = {"127.0.0.1", ROUTER[4], "10.0.1.1", "10.0.2.1"}
+    source, destination, *_ = re.findall(r"=([^ ]+)", reply)
+    return source in own and destination in own
 
 
 def test_many(net: Net) -> None:

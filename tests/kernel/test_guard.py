@@ -737,9 +737,10 @@ def rulesets(draw: st.DrawFn, family: int) -> str:
             {chain: st.sampled_from(["ACCEPT", "DROP"]) for chain in ("INPUT", "OUTPUT", "FORWARD")}
         )
     )
-    if family == 6 and draw(st.booleans()):  # or nearly nothing would ever work
-        for chain in ("filter INPUT", "filter OUTPUT"):
-            rules.setdefault(chain, []).insert(0, icmp(6))
+    # Or nearly nothing would ever work.
+    first = draw(st.sampled_from([[icmp(family)], [icmp(family)], [FOLLOWS, icmp(family)], []]))
+    for chain in ("filter INPUT", "filter OUTPUT", "filter FORWARD"):
+        rules[chain] = [*first, *rules.get(chain, [])]
     return full(rules, **policies)
 
 
@@ -747,11 +748,10 @@ def rulesets(draw: st.DrawFn, family: int) -> str:
 def test_any_rules(stage: Stage, family: int) -> None:
     """For any two rulesets, the guard says what really becomes of a real connection."""
     told: dict[str, int] = {}
-    opened = full({}, FORWARD="ACCEPT")
 
-    @examples(40)
+    @examples(25)
     @given(
-        before=st.one_of(st.just(opened), rulesets(family)),
+        before=st.one_of(st.just(OPEN), st.just(TRACKED), rulesets(family)),
         after=rulesets(family),
         local=st.booleans(),
     )
@@ -760,9 +760,11 @@ def test_any_rules(stage: Stage, family: int) -> None:
         address, port = (FIREWALL[family], 22) if local else (INNER[family], 443)
         answer = stage.check(f"{CLIENT[family]} > [{address}]:{port}", before, after)
         made, lives, comes = stage.outcome(before, after, address, port)
-        told[answer.how + str(answer.allowed)] = told.get(answer.how + str(answer.allowed), 0) + 1
+        word = f"{answer.how} {answer.allowed}"
+        told[word] = told.get(word, 0) + 1
         if not made:
-            assert answer.how in {"established", "unknown"}
+            # In the copy neighbours may know each other, as they do on a host that works.
+            assert answer.how in {"established", "unknown"} or icmp(6) not in before
         elif not lives:
             assert (answer.allowed, answer.how) == (False, "established")
         elif not comes:
@@ -771,4 +773,4 @@ def test_any_rules(stage: Stage, family: int) -> None:
             assert (answer.allowed, answer.how) == (True, "new")
 
     agrees()
-    assert {"establishedFalse", "newFalse", "newTrue"} <= told.keys(), told
+    assert {"established False", "new False", "new True"} <= told.keys(), told
