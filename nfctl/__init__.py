@@ -15,6 +15,10 @@ The Python API, which the commands themselves use::
 
     nfctl.restore(text, family=6)                   # iptables-save text, all tables or none
 
+    policy = nfctl.read_policy("host.yaml")         # or iptables-save files: v4=..., v6=...
+    print(nfctl.plan(policy).changes)               # nothing is written
+    nfctl.apply(policy)                             # with a journal: nfctl.rollback() undoes it
+
 Everything acts in the network namespace of the calling thread unless ``network`` names another.
 Errors are the classes of :mod:`nfctl.errors`.
 """
@@ -24,17 +28,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nfctl.control.apply import Options as ApplyOptions
+    from nfctl.control.apply import Outcome, apply, plan
+    from nfctl.control.change import Change
     from nfctl.control.edit import TableEdit
     from nfctl.control.restore import Report, restore
     from nfctl.control.save import read, save
     from nfctl.control.transaction import Transaction as edit  # noqa: N813
+    from nfctl.control.undo import rollback
     from nfctl.errors import NfctlError
+    from nfctl.policy.reading import read as read_policy
+    from nfctl.policy.wanted import Wanted
     from nfctl.ruleset import Chain, Counters, Rule, Ruleset, Table
 
 __version__ = "0.1.0"
 
 __all__ = [
     "edit", "read", "restore", "save",
+    "read_policy", "plan", "apply", "rollback",
+    "ApplyOptions", "Change", "Outcome", "Wanted",
     "Chain", "Counters", "Report", "Rule", "Ruleset", "Table", "TableEdit",
     "NfctlError",
     "__version__",
@@ -48,6 +60,14 @@ _HOMES = {
     "Report": ("nfctl.control.restore", "Report"),
     "read": ("nfctl.control.save", "read"),
     "save": ("nfctl.control.save", "save"),
+    "read_policy": ("nfctl.policy.reading", "read"),
+    "plan": ("nfctl.control.apply", "plan"),
+    "apply": ("nfctl.control.apply", "apply"),
+    "rollback": ("nfctl.control.undo", "rollback"),
+    "ApplyOptions": ("nfctl.control.apply", "Options"),
+    "Outcome": ("nfctl.control.apply", "Outcome"),
+    "Change": ("nfctl.control.change", "Change"),
+    "Wanted": ("nfctl.policy.wanted", "Wanted"),
     "NfctlError": ("nfctl.errors", "NfctlError"),
     **{name: ("nfctl.ruleset", name) for name in ("Chain", "Counters", "Rule", "Ruleset", "Table")},
 }

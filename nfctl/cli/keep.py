@@ -7,6 +7,7 @@ whether the terminal still works.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import termios
@@ -48,30 +49,29 @@ def ask(
     decides; ``patience`` seconds later the answer is LATE. It is LATE, too, when somebody else
     decided.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_single_keys(keys))
-        except termios.error:  # the terminal went away
-            keys = -1
-        stack.callback(_write, screen, "\r\033[K")
-        shown = -1
-        while not decided():
-            left = deadline - clock()
-            if left <= -patience:
-                break
-            seconds = max(0, int(left + 0.999))
-            if seconds != shown:
-                shown = seconds
-                _write(screen, f"\r\033[Kkeep it? [y/N] {seconds} s ")
+    try:
+        with contextlib.ExitStack() as stack:
             try:
-                key = _key(keys, min(_LOOK, max(left + patience, 0.0)))
-            except KeyboardInterrupt:
-                return NO
-            if key is None:  # hung up: the watchdog has the last word
+                stack.enter_context(_single_keys(keys))
+            except termios.error:  # the terminal went away
                 keys = -1
-            elif key in _KEYS:
-                _write(screen, key.decode().strip("\r\n\x04"))
-                return _KEYS[key]
+            stack.callback(_write, screen, "\r\033[K")
+            shown = -1
+            while not decided():
+                left = deadline - clock()
+                if left <= -patience:
+                    break
+                seconds = max(0, math.ceil(left))
+                if seconds != shown:
+                    shown = seconds
+                    _write(screen, f"\r\033[Kkeep it? [y/N] {seconds} s ")
+                key = _key(keys, min(_LOOK, left + patience))
+                if key is None:  # hung up: the watchdog has the last word
+                    keys = -1
+                elif key in _KEYS:
+                    return _KEYS[key]
+    except KeyboardInterrupt:
+        return NO
     return LATE
 
 

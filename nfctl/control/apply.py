@@ -28,6 +28,7 @@ from nfctl.control.planner import FAMILIES, FamilySide, Planner, Plans
 from nfctl.control.records import Record
 from nfctl.control.sets import Sets
 from nfctl.control.snapshot import Snapshot
+from nfctl.control.state import State
 from nfctl.errors import AnswerNo, Changed, NfctlError
 from nfctl.kernel import lock
 from nfctl.kernel.blob import Blob
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from nfctl.control.flush import Flushed
     from nfctl.control.guard import Answer
     from nfctl.control.savedplan import SavedPlan
-    from nfctl.control.state import State
     from nfctl.control.watchdog import Armed
     from nfctl.policy.wanted import Wanted
 
@@ -85,7 +85,7 @@ class Outcome:
 def plan(
     wanted: Wanted,
     *,
-    state: State,
+    state: State | None = None,
     exclusive: bool = False,
     wait: float = lock.DEFAULT_WAIT,
     resolve: bool = False,
@@ -93,11 +93,12 @@ def plan(
 ) -> Change:
     """Return what applying the policy would change; nothing is written.
 
-    ``digests`` has the change hold a digest of each table as it is. Raises BadInput with the
-    place in the policy, NotPermitted, Unsupported.
+    ``state`` is the journal, that of this network namespace if None. ``digests`` has the change
+    hold a digest of each table as it is. Raises BadInput with the place in the policy,
+    NotPermitted, Unsupported.
     """
     del wait  # one getsockopt a table needs no lock
-    planner = _planner(wanted, state, exclusive, resolve)
+    planner = _planner(wanted, state or State(), exclusive, resolve)
     return planner.change(planner.plan(), digests=digests)
 
 
@@ -166,7 +167,7 @@ def apply_files(
     return _under_locks(_Apply(lambda: saved.read(v4, v6), state, options))
 
 
-def apply(wanted: Wanted, *, state: State, options: Options | None = None) -> Outcome:
+def apply(wanted: Wanted, *, state: State | None = None, options: Options | None = None) -> Outcome:
     """Make the kernel hold what the policy wants.
 
     Raises what :func:`plan` raises; Locked where a lock is not to be had; Changed (exit 4) where
@@ -174,7 +175,7 @@ def apply(wanted: Wanted, *, state: State, options: Options | None = None) -> Ou
     where the guard refuses; Unsupported where the journal cannot be written. Nothing was changed
     then. RolledBack (exit 5) if a part failed and all was put back.
     """
-    return _under_locks(_Apply(lambda: wanted, state, options or Options()))
+    return _under_locks(_Apply(lambda: wanted, state or State(), options or Options()))
 
 
 def _under_locks(work: _Apply) -> Outcome:
@@ -204,7 +205,8 @@ def _refuse_pending(state: State) -> None:
 def _planner(wanted: Wanted, state: State, exclusive: bool, resolve: bool) -> Planner:
     own, others = owned(state, wanted.name)
     theirs = {each["name"] for record in others for each in record.sets}
-    mine = {each["name"] for record in own for each in record.sets}
+    # a set that others fill is theirs, whoever made it
+    mine = {each["name"] for record in own for each in record.sets if each["entries"] is not None}
     sets = Sets(wanted.sets, mine - theirs)
     return Planner(wanted, own=own, others=others, exclusive=exclusive, resolve=resolve, sets=sets)
 
@@ -290,7 +292,9 @@ class _Apply:
             self._failed(entry, old, error)
             raise
         self._done(entry, record)
-        sets.finish()
+        self.outcome.change.notes += [
+            f"set {left.name} stays: {left.note}" for left in sets.finish()
+        ]
         snapshot.remember(state, plans, blobs)
         self._remember(plans, blobs)
 

@@ -22,6 +22,7 @@ from nfctl.control.planning import TablePlan
 from nfctl.control.records import Damaged
 from nfctl.control.sets import Sets, of_saved
 from nfctl.control.snapshot import Snapshot
+from nfctl.control.state import State
 from nfctl.errors import AnswerNo, BadInput, NfctlError
 from nfctl.kernel import lock
 from nfctl.policy.wanted import WantedChain, WantedRule, WantedTable
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from nfctl.control.entries import Entry
     from nfctl.control.goal import ChainGoal
     from nfctl.control.live import Live
-    from nfctl.control.state import State
 
 _UNDOABLE = {
     entries.APPLIED,
@@ -49,7 +49,7 @@ Key = tuple[int, str, str]  # family, table, chain
 
 
 def rollback(
-    state: State,
+    state: State | None = None,
     number: int | None = None,
     *,
     wait: float = lock.DEFAULT_WAIT,
@@ -61,6 +61,7 @@ def rollback(
     becomes the reason in the undone entries. Raises AnswerNo (exit 1) where there is nothing to
     undo, BadInput where there is no such entry, and what applying raises.
     """
+    state = state or State()
     with state.locked(wait):
         state.settle()
         chosen = choose(state.entries(), number)
