@@ -98,6 +98,10 @@ class RolledBack(NfctlError):
     exit_code = 5
 
 
+class HalfApplied(RolledBack):
+    """A part of the change failed, and not everything could be put back (exit 5)."""
+
+
 def excerpt(text: str, where: Where | None) -> str:
     """Return the line of ``text`` at a place, and a caret under its column; "" without a line.
 

@@ -24,15 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 from nfctl.control import entries, known
 from nfctl.control.committing import Writing
+from nfctl.control.goal import explained
 from nfctl.control.planner import FAMILIES, FamilySide, Planner, Plans
 from nfctl.control.records import Record
 from nfctl.control.sets import Sets
 from nfctl.control.snapshot import Snapshot
 from nfctl.control.state import State
-from nfctl.errors import AnswerNo, Changed, NfctlError
+from nfctl.errors import AnswerNo, Changed, HalfApplied, NfctlError
 from nfctl.kernel import lock
 from nfctl.kernel.blob import Blob
+from nfctl.kernel.process import since_boot
 from nfctl.kernel.table import active_tables
+from nfctl.policy.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
     from nfctl.control.guard import Answer
     from nfctl.control.savedplan import SavedPlan
     from nfctl.control.watchdog import Armed
-    from nfctl.policy.wanted import Wanted
 
 UNCHANGED, APPLIED, UNCONFIRMED = "unchanged", entries.APPLIED, entries.UNCONFIRMED
 
@@ -98,8 +100,11 @@ def plan(
     NotPermitted, Unsupported.
     """
     del wait  # one getsockopt a table needs no lock
-    planner = _planner(wanted, state or State(), exclusive, resolve)
-    return planner.change(planner.plan(), digests=digests)
+    try:
+        planner = _planner(wanted, state or State(), exclusive, resolve)
+        return planner.change(planner.plan(), digests=digests)
+    except NfctlError as error:
+        raise explained(error, wanted) from None
 
 
 class Repeated:
@@ -184,7 +189,10 @@ def _under_locks(work: _Apply) -> Outcome:
         state.settle()
         _refuse_pending(state)
         with lock.held(work.options.wait):
-            work.run()
+            try:
+                work.run()
+            except NfctlError as error:
+                raise explained(error, work.wanted) from None
         state.prune()
     if work.options.flush_flows and work.texts is not None:
         from nfctl.control import flush
@@ -239,7 +247,7 @@ class _Apply:
         options: Options,
         quick: known.QuickPlanner | None = None,
     ) -> None:
-        self.wanted: Wanted
+        self.wanted: Wanted = Wanted()
         self._read = read
         self._quick = quick
         self.state = state
@@ -356,6 +364,9 @@ class _Apply:
             raise AnswerNo(msg, hint="nothing was changed; --force applies it all the same")
 
     def _failed(self, entry: Entry, old: Record | None, error: BaseException) -> None:
+        """Note that nothing came of it; what is half applied is left to the watchdog."""
+        if isinstance(error, HalfApplied) and self._armed is not None:
+            return
         with contextlib.suppress(NfctlError, OSError):
             if old is not None:
                 self.state.put_record(old, confirmed=False)
@@ -370,12 +381,13 @@ class _Apply:
         state = self.state
         if self.options.confirm is None:
             state.put_record(record, confirmed=True)
-            status = APPLIED
+            self.outcome.entry = state.mark(entry.number, APPLIED)
         else:
-            status = UNCONFIRMED
-        self.outcome.entry = state.mark(entry.number, status)
-        self.outcome.status = status
-        self.outcome.deadline = entry.deadline
+            # the time runs from now, not from when the watchdog was armed
+            deadline = since_boot() + self.options.confirm
+            self.outcome.entry = state.mark(entry.number, UNCONFIRMED, deadline=deadline)
+            self.outcome.deadline = deadline
+        self.outcome.status = self.outcome.entry.status
 
 
 def counts(document: dict[str, Any]) -> dict[str, int]:

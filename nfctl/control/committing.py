@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nfctl.control.edit import TableEdit
 from nfctl.control.transaction import Before, explained, undisturbed
-from nfctl.errors import NfctlError, RolledBack
+from nfctl.errors import HalfApplied, NfctlError, RolledBack
 from nfctl.kernel.blob import Blob
 from nfctl.kernel.table import add_counters
 from nfctl.ruleset.names import BUILTIN_CHAINS
@@ -123,7 +123,7 @@ def _rolled_back(
 ) -> RolledBack:
     if failures:
         msg = f"{trouble.message}; AND NOT PUT BACK: {'; '.join(failures)}"
-    else:
-        names = ", ".join(f"{before.table} (IPv{before.family})" for before in done)
-        msg = f"{trouble.message}; what was committed was put back: {names}"
+        return HalfApplied(msg, hint=trouble.hint, where=trouble.where)
+    names = ", ".join(f"{before.table} (IPv{before.family})" for before in done)
+    msg = f"{trouble.message}; what was committed was put back: {names}"
     return RolledBack(msg, hint=trouble.hint, where=trouble.where)

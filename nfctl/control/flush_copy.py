@@ -40,6 +40,7 @@ UNTRACKED: Final = b"-"
 UNSENT: Final = b"!"
 
 #: What became of a packet: an entry's reply tuple and zones, None for dropped, or the above.
+#: (A tuple begins with the length of its addresses' attribute, 20 or 44, which neither does.)
 Fate = bytes | None
 
 #: Entries that are in a copy at once, at most.

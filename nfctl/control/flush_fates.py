@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from nfctl.control.flush_copy import UNSENT, UNTRACKED
 from nfctl.kernel import flows
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class Ports:
 
 
 def _reply(fate: Fate) -> Tuple | None:
-    return flows.parse(fate) if fate is not None and len(fate) > 1 else None
+    if fate is None or fate[:1] in {UNTRACKED, UNSENT}:
+        return None
+    return flows.parse(fate)
 
 
 def _same_way(one: Tuple, other: Tuple) -> bool:

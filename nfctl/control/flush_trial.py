@@ -154,19 +154,27 @@ class Trial:
         for copy in self._copies:
             copy.ask(how, self._family, openings)
         answers = [copy.answer() for copy in self._copies]
-        yield from zip(cases, *answers, strict=True)
+        for case, old, new in zip(cases, *answers, strict=True):
+            if _unsent(old) == _unsent(new):
+                yield case, old, new
+            else:
+                # It is the rules that the one cannot be sent with: to no place that there is.
+                yield case, None if _unsent(old) else old, None if _unsent(new) else new
 
     def _note(self, case: Case, old: Fate, new: Fate, choice: bool = False) -> None:
-        for fate in (old, new):
-            if fate is not None and fate[:1] == UNSENT:
-                why = fate[1:].decode()
-                case.trouble = f"its first packet cannot be sent in a copy: {why}"
-                return
+        if new is not None and _unsent(new):
+            case.trouble = f"its first packet cannot be sent in a copy: {new[1:].decode()}"
+            return
         case.explained = case.explained or _fits(case, old) or _is_like(case, old)
         if choice or _fits(case, new):
             case.possible = True
         if old != new and not choice and not _fits(case, new):
             case.differs = True
+
+
+def _unsent(fate: Fate) -> bool:
+    """Whether it is no fate, but why the packet was not sent."""
+    return fate is not None and fate[:1] == UNSENT
 
 
 def _fits(case: Case, fate: Fate) -> bool:
@@ -183,7 +191,7 @@ def _fits(case: Case, fate: Fate) -> bool:
 
 def _is_like(case: Case, fate: Fate) -> bool:
     """Whether a fate is what the flow has but for its ports."""
-    if fate is None or len(fate) == 1:
+    if fate is None or fate == UNTRACKED:
         return False
     one, other = flows.parse(fate), flows.parse(case.entry.reply)
     zones = fate[len(case.entry.reply) :]

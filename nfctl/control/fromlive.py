@@ -230,7 +230,7 @@ class _Writer:
             add("# Applying this policy leaves those as they are.")
         add("version: 1")
         if self.name != DEFAULT_NAME:
-            add(f"name: {quoted(self.name)}")
+            add(f"name: {key(self.name)}")
         if len(self.families) == 1:
             add(f"families: [{_FAMILY[self.families[0]]}]")
         self._find_sets()

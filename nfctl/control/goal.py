@@ -8,23 +8,25 @@ plan by a stand-in that equals no rule, and gets its bytes when the sets exist.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nfctl.control.live import parts_of
-from nfctl.errors import BadInput, NfctlError, NotPermitted, Where, excerpt
+from nfctl.errors import NfctlError, NotPermitted, Where, excerpt
 from nfctl.kernel import netns
 from nfctl.kernel.decode import Decoder
 from nfctl.kernel.encode import Context, Encoder
 from nfctl.kernel.libraries import libraries
+from nfctl.policy import places
 from nfctl.ruleset.names import BUILTIN_CHAINS
 from nfctl.ruleset.words import split
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping, Sequence
 
-    from nfctl.policy.wanted import WantedChain, WantedRule, WantedSet, WantedTable
+    from nfctl.policy.wanted import Wanted, WantedChain, WantedRule, WantedSet, WantedTable
     from nfctl.ruleset.words import Word
 
 _STAND_IN = b"no set yet\0"
@@ -37,11 +39,13 @@ class ChainGoal:
 
     ``pending`` are the indices of stand-ins, ``texts`` what iptables-save will print for them.
     ``counters`` are (packets, bytes) that rules begin with, by index; the others begin at zero.
+    ``policy_counters`` are those of a policy that is set to another.
     """
 
     entries: list[bytes] = field(default_factory=list)
     origins: list[WantedRule] = field(default_factory=list)
     policy: str | None = None
+    policy_counters: tuple[int, int] = (0, 0)
     pending: list[int] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     counters: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -107,7 +111,7 @@ class Coder:
         try:
             return self.encoder.encode(_words(rule), context, rule.where).rules
         except NfctlError as error:
-            raise error.at(rule.where) from None
+            raise places.exact(error.at(rule.where), rule) from None
 
     def resolve_pending(self, goals: Mapping[tuple[str, str], ChainGoal]) -> None:
         """Encode what has stand-ins where such sets are: that finds the mistakes in it.
@@ -120,31 +124,34 @@ class Coder:
         from nfctl.lab.fork import Child
 
         found = Child(self._encode_elsewhere).result(_PATIENCE)
-        if isinstance(found, NfctlError):
-            raise found
+        if isinstance(found, tuple):
+            error, number = found
+            rule = self._pending[number][3]
+            raise places.exact(error.at(rule.where), rule)
         specs = iter(found)
         for (table, chain), goal in goals.items():
             if goal.pending:
                 of_chain = [next(specs) for _ in goal.pending]
                 _spread(goal, of_chain, f"{table} {chain}")
 
-    def _encode_elsewhere(self) -> list[list[str]] | NfctlError:
+    def _encode_elsewhere(self) -> list[list[str]] | tuple[NfctlError, int]:
+        """Return the rules' text; or the error and the number of the rule it is about."""
         from nfctl.control.sets import make_shells
 
         if libraries().libc.unshare(netns.CLONE_NEWNET):
             msg = "a network namespace cannot be made"
-            return NotPermitted(msg, hint="CAP_SYS_ADMIN is needed: run as root")
+            return NotPermitted(msg, hint="CAP_SYS_ADMIN is needed: run as root"), 0
+        found: list[list[str]] = []
         try:
             make_shells(self._sets)
             encoder = Encoder(self.family, resolve=self.encoder.resolve)
             decoder = Decoder(self.family)
-            found = []
             for table, chain, chains, rule in self._pending:
                 context = Context(table, chain, chains)
                 encoded = encoder.encode(_words(rule), context, rule.where).rules
                 found.append(decoder.specs(parts_of(encoded, self.family, chains)))
         except NfctlError as error:
-            return error.at(rule.where) if self._pending else error
+            return error, len(found)
         return found
 
     def finish(self, table: str, chain: str, goal: ChainGoal, chains: Container[str]) -> None:
@@ -192,13 +199,16 @@ def _words(rule: WantedRule) -> list[Word]:
     return split(rule.spec, source=rule.source, number=rule.line, column=rule.column or 1)
 
 
-def explained(error: BadInput) -> BadInput:
-    """Return the error with the line it is about, read from the file again."""
+def explained(error: NfctlError, wanted: Wanted | None) -> NfctlError:
+    """Return the error with the line that it is about, if that can be had again."""
     where = error.where
-    if where is not None and where.line and not error.excerpt and os.path.isfile(where.source):  # noqa: PTH113
-        try:
-            with open(where.source, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
-                error.excerpt = excerpt(file.read(), where)
-        except OSError:
-            pass
+    if error.excerpt or where is None or not where.line:
+        return error
+    raw = list(wanted.raw.values()) if wanted is not None else []
+    names = [name for name, _ in wanted.files] if wanted is not None else []
+    if len(raw) == len(names) and where.source in names:
+        error.excerpt = excerpt(raw[names.index(where.source)], where)
+    elif where.source in names and os.path.isfile(where.source):  # noqa: PTH113 - as it was typed
+        with contextlib.suppress(OSError), open(where.source, "rb") as file:  # noqa: PTH123
+            error.excerpt = excerpt(file.read().decode("utf-8", "surrogateescape"), where)
     return error

@@ -242,7 +242,8 @@ class TablePlan:
             kernel.flush(name)
         for plan in self.chains.values():
             if plan.change.policy is not None:
-                kernel.set_policy(plan.name, plan.change.policy[1], (0, 0))
+                counters = plan.goal.policy_counters
+                kernel.set_policy(plan.name, plan.change.policy[1], counters)
             if plan.change.changes and not plan.change.deleted:
                 self._write_chain(edit, plan)
         for name in self.delete:

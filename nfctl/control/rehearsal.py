@@ -162,6 +162,8 @@ class Copy:
         from nfctl.control import restore
 
         for family, text in texts.items():
+            if not text.strip():  # a host that never had a table
+                continue
             with self.inside.entered():
                 restore.restore(quiet(text), family=family, source=f"<rules of IPv{family}>")
 

@@ -223,7 +223,7 @@ class _Text:
         self._count = str if full else human
 
     def all(self, change: Change) -> None:
-        sets = [one for one in change.sets if self._full or one.note or _happens(one)]
+        sets = [one for one in change.sets if self._full or _happens(one)]
         if sets:
             self._title("sets")
             for one in sets:

@@ -10,6 +10,7 @@ had when they went.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from nfctl.control.records import Damaged
 from nfctl.control.sets import Sets, of_saved
 from nfctl.control.snapshot import Snapshot
 from nfctl.control.state import State
-from nfctl.errors import AnswerNo, BadInput, NfctlError
+from nfctl.errors import AnswerNo, BadInput, NfctlError, NotPermitted, Unsupported
 from nfctl.kernel import lock
 from nfctl.policy.wanted import WantedChain, WantedRule, WantedTable
 from nfctl.ruleset import script
@@ -108,6 +109,7 @@ class _Chain:
     rules: list[str] | None
     policy: str | None
     counters: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    policy_counters: tuple[int, int] = (0, 0)
 
 
 class _Undo:
@@ -137,11 +139,17 @@ class _Undo:
         try:
             write(plans, sets)
         except BaseException as error:
-            self.state.mark(new.number, entries.FAILED, reason=str(error))
+            if new is not None:
+                self.state.mark(new.number, entries.FAILED, reason=str(error))
             raise
+        left = sets.finish()
+        change.notes += [f"set {each.name} stays: {each.note}" for each in left]
+        if new is None:
+            with contextlib.suppress(NfctlError):
+                self._settle(None)
+            return Outcome(change, APPLIED)
         new = self.state.mark(new.number, entries.APPLIED)
         self._settle(new)
-        sets.finish()
         return Outcome(change, APPLIED, new)
 
     # --- in memory ----------------------------------------------------------------------------
@@ -170,6 +178,7 @@ class _Undo:
         policy = change["policy"]
         if policy and now.policy == policy["after"]:
             now.policy = policy["before"]
+            now.policy_counters = texts.policy_counters(key[1], key[2])
         rules = undone(now.rules or [], before, after)
         now.rules = rules if rules or not change["created"] else None
 
@@ -235,6 +244,7 @@ class _Undo:
         names = {*live.user_chains, *chains} - set(removed) - set(BUILTIN_CHAINS[live.table])
         goals = coder.table(live.table, wanted, names)
         for name, goal in goals.items():
+            goal.policy_counters = chains[name].policy_counters
             known = {spec: list(found) for spec, found in chains[name].counters.items()}
             for index, rule in enumerate(goal.origins):
                 if known.get(rule.spec):
@@ -243,21 +253,29 @@ class _Undo:
 
     # --- the journal ----------------------------------------------------------------------------
 
-    def _begin(self, change: Change, before: dict[int, str], sets: Sets) -> Entry:
+    def _begin(self, change: Change, before: dict[int, str], sets: Sets) -> Entry | None:
+        """Write the rollback's own entry; None where the disk takes none.
+
+        A firewall that has to be put back is put back all the same.
+        """
         from nfctl.control import show
         from nfctl.control.sets import saved
 
         document = show.document(change)
-        self.state.ready(2 * sum(map(len, before.values())))
-        return self.state.begin(
-            policy=self.chosen[0].policy,
-            action="rollback",
-            change=document,
-            before=before,
-            sets=saved(sets.touched),
-            undoes=[entry.number for entry in self.chosen],
-            summary=counts(document),
-        )
+        try:
+            self.state.ready(2 * sum(map(len, before.values())))
+            return self.state.begin(
+                policy=self.chosen[0].policy,
+                action="rollback",
+                change=document,
+                before=before,
+                sets=saved(sets.touched),
+                undoes=[entry.number for entry in self.chosen],
+                summary=counts(document),
+            )
+        except (NotPermitted, Unsupported) as error:
+            change.notes.append(f"the journal has no entry of this: {error.message}")
+            return None
 
     def _settle(self, new: Entry | None) -> None:
         """Mark the undone entries; the policies' records are what they were before them."""
@@ -269,17 +287,17 @@ class _Undo:
 
     def _put_record(self, entry: Entry) -> None:
         state = self.state
-        for policy in {entry.policy, *(record.name for record in entry.records_before())}:
-            record = entry.record_before(policy)
-            try:
+        names = {entry.policy}
+        for number in entry.undoes:
+            with contextlib.suppress(NfctlError):  # pruned, or damaged
+                names.add(state.entry(number).policy)
+        for name in sorted(names):
+            with contextlib.suppress(Damaged):
+                record = entry.record_before(name)
                 if record is not None:
                     state.put_record(record, confirmed=True)
-                elif policy == entry.policy:
-                    state.drop_record(policy)
-            except NfctlError as error:
-                if isinstance(error, Damaged):
-                    continue
-                raise
+                else:
+                    state.drop_record(name)
 
 
 class _Before:
@@ -287,6 +305,7 @@ class _Before:
 
     def __init__(self, text: str, family: int) -> None:
         self._tables: dict[str, dict[str, list[tuple[str, tuple[int, int]]]]] = {}
+        self._policies: dict[tuple[str, str], tuple[int, int]] = {}
         if not text:
             return
         for section in script.parse(text, source="the journal", family=family).sections:
@@ -295,10 +314,16 @@ class _Before:
                 if isinstance(item, script.Append):
                     rule = (item.spec, item.counters or (0, 0))
                     table.setdefault(item.chain, []).append(rule)
+                elif item.counters is not None:
+                    self._policies[section.table, item.chain] = item.counters
 
     def rules(self, table: str, chain: str) -> list[tuple[str, tuple[int, int]]]:
         """Return (text, counters) of a chain's rules."""
         return self._tables.get(table, {}).get(chain, [])
+
+    def policy_counters(self, table: str, chain: str) -> tuple[int, int]:
+        """Return (packets, bytes) of a built-in chain's policy."""
+        return self._policies.get((table, chain), (0, 0))
 
 
 def _after(before: list[str], change: dict[str, Any]) -> list[str]:

@@ -97,7 +97,8 @@ an address, ``-p icmp`` or ``-p ipv6-icmp``, ``-m icmp``, ``icmp6``, ``ttl``, ``
 ``icmp6-...``, ``-f``, a set or a chain that one family alone has. (A word behind ``!`` counts,
 too: ``! -s 10.0.0.0/8`` is a rule of IPv4.) ``-4`` and ``-6``, ``--ipv4`` and ``--ipv6`` say it
 outright, as in iptables-restore. Words of both families in one rule are refused. A rule of a
-family that the policy does not have is left out.
+family that the policy does not have is left out. Nothing is looked up: where a host's name, or a
+set that the policy does not declare, is of one family alone, give the rule its ``family``.
 
 Variables
 ---------

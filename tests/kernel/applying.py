@@ -115,7 +115,7 @@ def written() -> dict[str, str]:
         for name in names:
             file = Path(path, name)
             if "known" not in file.relative_to(PLACE).parts:
-                found[str(file)] = f"{file.lstat().st_ino} {hashlib.sha256(file.read_bytes())}"
+                found[str(file)] = f"{file.lstat().st_ino} {hashlib.sha256(file.read_bytes()).hexdigest()}"
     return found
 
 

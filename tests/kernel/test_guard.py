@@ -775,3 +775,58 @@ def test_any_rules(stage: Stage, family: int) -> None:
 
     agrees()
     assert {"established False", "new False", "new True"} <= told.keys(), told
+
+
+# --- through the command ----------------------------------------------------------------------
+
+POLICY: Final = """
+version: 1
+tables:
+  filter:
+    INPUT:
+      policy: drop
+      rules:
+        - -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+        - {family: ipv6, rule: -p ipv6-icmp -j ACCEPT}
+        - -p tcp --dport PORT -j ACCEPT
+"""
+
+
+@families
+def test_apply_asks_the_guard(family: int, tmp_path: Path) -> None:
+    """The first apply on a host without any table refuses to lock its operator out."""
+    environ = os.environ | {
+        "SSH_CONNECTION": f"{CLIENT[family]} 50000 {FIREWALL[family]} 22",
+        "NFCTL_STATE_DIR": str(tmp_path / "state"),
+    }
+    file = tmp_path / "policy.yaml"
+    with Lab("tests") as lab:
+        host = lab.host("fresh")
+        lab.link(
+            host.port("eth0", "10.0.0.1/24", "2001:db8::1/64"),
+            lab.host("gateway").port("eth0", "10.0.0.254/24", "2001:db8::fe/64"),
+        )
+        for via in ("10.0.0.254", "2001:db8::fe"):
+            host.route("default", via=via)
+
+        def apply(port: int, *options: str) -> tuple[int, str]:
+            file.write_text(POLICY.replace("PORT", str(port)))
+            process = host.popen(
+                [sys.executable, "-m", "nfctl", "apply", str(file), *options],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ, text=True,
+            )  # fmt: skip
+            out, _ = process.communicate(timeout=60)
+            return process.returncode, out
+
+        code, out = apply(80)
+        assert code == 1, out
+        assert f"tcp {CLIENT[family]}:50000 >".replace(CLIENT[6], f"[{CLIENT[6]}]") in out
+        assert "filter INPUT policy DROP" in out
+        assert host.call(["iptables-legacy-save"]) == ""
+        code, out = apply(22)
+        assert code == 0, out
+        code, out = apply(80)
+        assert code == 1, out
+        assert "--dport 22 -j ACCEPT" in host.call([f"{legacy(family)}-save"])
+        code, out = apply(80, "--force")
+        assert code == 0, out

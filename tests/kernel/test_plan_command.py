@@ -250,3 +250,17 @@ def test_a_closed_pipe_is_no_traceback(live: Namespace, policy: str) -> None:
     done = live.run(["sh", "-c", script])
     assert done.stdout == "filter (IPv4)\n"
     assert "Traceback" not in done.stderr
+
+
+def test_another_namespace(netns: Namespace, policy: str) -> None:
+    """With --netns the tables of that namespace are compared, and no others."""
+    inner = ["ip", "netns", "exec", "inner"]
+    assert netns.run(["ip", "netns", "add", "inner"]).returncode == 0
+    assert netns.run([*inner, "iptables-legacy", "-A", "OUTPUT", "-j", "DROP"]).returncode == 0
+    there = netns.nfctl("policy", "from-live", "--netns", "inner").stdout
+    assert "- -j DROP\n" in there
+    assert netns.nfctl("plan", "-", "--netns", "inner", input=there).returncode == 0
+    assert netns.nfctl("plan", "-", input=there).returncode == 1
+    unknown = netns.nfctl("plan", policy, "--netns", "nowhere")
+    assert unknown.returncode == 2
+    assert "there is no network namespace 'nowhere'" in unknown.stderr

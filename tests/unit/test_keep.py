@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import termios
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,12 @@ class Screen:
         )  # fmt: skip
 
     def shown(self) -> str:
-        os.set_blocking(self.master, False)
-        return os.read(self.master, 1 << 16).decode()
+        """Return what was written, to its end: the line is cleared then."""
+        text = ""
+        while not text.endswith(" s \r\033[K"):
+            assert select.select([self.master], [], [], 30)[0], text
+            text += os.read(self.master, 1 << 16).decode()
+        return text
 
 
 @pytest.fixture

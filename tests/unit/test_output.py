@@ -296,6 +296,7 @@ def test_a_very_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         ("\x9b2J\x7f", r"\x9b2J\x7f"),
         ("\udc9b2J", r"\x9b2J"),
         ("\udcff", "\udcff"),
+        ("a\u202eb\u200bc", r"a\u202eb\u200bc"),
     ],
 )
 def test_control_characters_are_spelled_out(text: str, shown: str) -> None:

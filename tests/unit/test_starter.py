@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nfctl.control.surroundings import look
 from nfctl.document import load
+from nfctl.errors import BadInput
 from nfctl.policy import reading
 from nfctl.policy.starter import Surroundings, starter
 from nfctl.policy.yamltext import key, quoted, scalar
@@ -199,3 +200,17 @@ def test_what_means_something_is_quoted(text: str) -> None:
 def test_the_schema_is_json() -> None:
     """The schema that editors get can be written as JSON, and names itself."""
     assert json.loads(json.dumps(reading.schema()))["title"] == "nfctl policy"
+
+
+def test_a_policy_for_each_family() -> None:
+    """A chain's policy may be a mapping; what it does not name stays, and a word is refused."""
+    text = "version: 1\ntables: {{filter: {{INPUT: {{policy: {}}}}}}}\n"
+    wanted = reading.parse(text.format("{ipv4: drop, ipv6: accept}").encode())
+    assert [wanted.tables[f]["filter"].chains["INPUT"].policy for f in (4, 6)] == ["DROP", "ACCEPT"]
+    wanted = reading.parse(text.format("{ipv6: DROP}").encode())
+    assert [wanted.tables[f]["filter"].chains["INPUT"].policy for f in (4, 6)] == [None, "DROP"]
+    for bad, words in (("{ipv5: drop}", '"ipv5"'), ("{ipv4: dorp}", "dorp"), ("[drop]", "a list")):
+        with pytest.raises(BadInput, match=words) as caught:
+            reading.parse(text.format(bad).encode())
+        assert caught.value.where is not None
+        assert caught.value.where.line == 2
