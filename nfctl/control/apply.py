@@ -26,7 +26,7 @@ from nfctl.control import entries, known
 from nfctl.control.committing import Writing
 from nfctl.control.goal import explained
 from nfctl.control.planner import FAMILIES, FamilySide, Planner, Plans
-from nfctl.control.records import Record
+from nfctl.control.records import Damaged, Record
 from nfctl.control.sets import Sets
 from nfctl.control.snapshot import Snapshot
 from nfctl.control.state import State
@@ -187,7 +187,7 @@ def _under_locks(work: _Apply) -> Outcome:
     state = work.state
     with state.locked(work.options.wait):
         state.settle()
-        _refuse_pending(state)
+        refuse_pending(state)
         with lock.held(work.options.wait):
             try:
                 work.run()
@@ -197,11 +197,14 @@ def _under_locks(work: _Apply) -> Outcome:
     if work.options.flush_flows and work.texts is not None:
         from nfctl.control import flush
 
-        work.outcome.flushed = flush.flush(*work.texts, work.wanted.sets)
+        work.outcome.flushed = flush.flush(
+            *work.texts, work.wanted.sets, sets_before=work.sets_before
+        )
     return work.outcome
 
 
-def _refuse_pending(state: State) -> None:
+def refuse_pending(state: State) -> None:
+    """Raise Changed (exit 4) while a change waits for its confirmation."""
     pending = state.pending()
     if pending is not None:
         left = state.left(pending)
@@ -212,6 +215,8 @@ def _refuse_pending(state: State) -> None:
 
 def _planner(wanted: Wanted, state: State, exclusive: bool, resolve: bool) -> Planner:
     own, others = owned(state, wanted.name)
+    if wanted.raw:  # a file of one family says nothing of the other
+        own = [record.only(wanted.tables) for record in own]
     theirs = {each["name"] for record in others for each in record.sets}
     # a set that others fill is theirs, whoever made it
     mine = {each["name"] for record in own for each in record.sets if each["entries"] is not None}
@@ -223,9 +228,9 @@ def owned(state: State, name: str) -> tuple[list[Record], list[Record]]:
     """Return the records of what a policy may own, and those of the other policies.
 
     Beside its record that is the one before, where an apply was interrupted: nobody knows how
-    far that came.
+    far that came. Its own record may be damaged: an apply writes it anew.
     """
-    records = state.records()
+    records = state.records(but_damaged=name)
     own = [record for record in records if record.name == name]
     for entry in reversed(state.entries()):
         if entry.status not in {entries.INTERRUPTED, entries.FAILED, entries.PREPARED}:
@@ -253,6 +258,7 @@ class _Apply:
         self.state = state
         self.options = options
         self.texts: tuple[dict[int, str], dict[int, str]] | None = None
+        self.sets_before = ""
         self.outcome: Outcome
         self._armed: Armed | None = None
 
@@ -265,12 +271,12 @@ class _Apply:
                 self.wanted, state, options.exclusive, options.resolve
             )
             plans = planner.plan(sides)
-            if options.saved is not None:
-                _check_saved(plans, options.saved)
             change = planner.change(plans)
             if not change.changes:
                 self._unchanged(change, plans)
                 return
+            if options.saved is not None:
+                _check_saved(plans, options.saved)
             sets = planner.sets
             assert sets is not None  # noqa: S101 - the planners here have them
             if sets.obstacle is not None:
@@ -284,11 +290,11 @@ class _Apply:
         self._guard(plans, before)
         if options.flush_flows:
             self.texts = (before, plans.texts_after())
-        record = Record.of(self.wanted, options.exclusive)
+        old = state.record(self.wanted.name)
+        record = Record.of(self.wanted, options.exclusive).beside(old)
         state.ready(2 * sum(map(len, before.values())) + sum(map(len, record.text.values())))
         entry = self._begin(self.outcome.change, before, sets)
         self.outcome.entry = entry
-        old = state.record(self.wanted.name)
         try:
             if options.confirm is not None:
                 from nfctl.control import watchdog
@@ -318,6 +324,7 @@ class _Apply:
         record = Record.of(self.wanted, self.options.exclusive)
         with contextlib.suppress(NfctlError):
             old = self.state.record(record.name)
+            record.beside(old)
             confirmed = self.state.record(record.name, confirmed=True)
             if (
                 old is not None
@@ -333,12 +340,13 @@ class _Apply:
         from nfctl.control.sets import saved
 
         document = show.document(change)
+        self.sets_before = saved(sets.touched)
         return self.state.begin(
             policy=self.wanted.name,
             action=self.options.action,
             change=document,
             before=before,
-            sets=saved(sets.touched),
+            sets=self.sets_before,
             files=self.wanted.files,
             confirm=self.options.confirm,
             summary=counts(document),

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from nfctl.control.state import State
     from nfctl.kernel.blob import Blob
 
-_DIRECTORY, _FILE = "known", "policy.json"
+_DIRECTORY, _FILE = "known", "policy-{}.json"
 _VERSION = 1
 _MOST_LINES = 5000  # that may differ
 _MOST_CHAINS = 100
@@ -74,11 +74,11 @@ class QuickPlanner:
     def __init__(self, files: Mapping[int, str], state: State, *, exclusive: bool) -> None:
         self.sets: Sets | None = Sets(())
         self._state = state
-        self._known = _read(state)
-        if self._known["exclusive"] != exclusive:
+        self._known = {family: _read(state, family) for family in files}
+        if any(known["exclusive"] != exclusive for known in self._known.values()):
             raise NotQuick
         record = state.record(DEFAULT_NAME)
-        if record is None or record.sets or record.raw != sorted(files):
+        if record is None or record.sets or not set(files) <= set(record.raw):
             raise NotQuick
         self._record = record
         self.wanted = self._light(files, record)
@@ -100,15 +100,17 @@ class QuickPlanner:
         """Compare the kernel with what is known of it, and the texts with each other."""
         from nfctl.control.planner import Plans
 
-        if self._known["about"] != about(self._state, DEFAULT_NAME):
+        now = about(self._state, DEFAULT_NAME)
+        if any(known["about"] != now for known in self._known.values()):
             raise NotQuick
         plans = Plans(sides)
         for family, tables in self.wanted.tables.items():
             old, new = self._record.text[family], self.wanted.raw[family]
-            if self._known["tables"].get(str(family)) != digests(sides[family], tables):
+            known = self._known[family]
+            if known["tables"] != digests(sides[family], tables):
                 raise NotQuick
             if old != new:
-                if not self._known["plain"]:
+                if not known["plain"]:
                     raise NotQuick
                 self._splice(plans, family, old, new)
         return plans
@@ -287,14 +289,18 @@ def digests(side: FamilySide, tables: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-def _read(state: State) -> dict[str, Any]:
+def _read(state: State, family: int) -> dict[str, Any]:
     try:
-        found = json.loads((state.directory / _DIRECTORY / _FILE).read_bytes())
+        found = json.loads(_file(state, family).read_bytes())
         if {"exclusive", "plain", "about", "tables"} <= found.keys():
             return dict(found)
     except (OSError, ValueError, AttributeError):
         pass
     raise NotQuick
+
+
+def _file(state: State, family: int) -> Path:
+    return state.directory / _DIRECTORY / _FILE.format(family)
 
 
 def remember(
@@ -311,30 +317,30 @@ def remember(
     ``blobs`` are the tables that were read back after they were written; ``quick`` whether it
     was the quick way that planned.
     """
-    file = state.directory / _DIRECTORY / _FILE
     if not wanted.raw or wanted.name != DEFAULT_NAME or wanted.sets:
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
+        for family in wanted.tables:
+            with contextlib.suppress(OSError):
+                _file(state, family).unlink(missing_ok=True)
         return
-    tables: dict[str, dict[str, str]] = {}
     plain = quick or not any(
         run.kind == KEPT
         for plan in plans.tables
         for chain in plan.chains.values()
         for run in chain.merge.runs
     )
+    now = about(state, wanted.name)
     for family, names in wanted.tables.items():
         rules = 0
+        tables: dict[str, str] = {}
         for name in names:
             blob = blobs.get((family, name)) or plans.sides[family].live(name).blob
             if blob is not None:
-                tables.setdefault(str(family), {})[name] = blob.digest()
+                tables[name] = blob.digest()
                 rules += sum(len(chain.rules) for chain in blob.chains)
-        plain = plain and wanted.raw[family].count("\n-A ") == rules
-    document = {
-        "exclusive": exclusive,
-        "plain": plain,
-        "about": about(state, wanted.name),
-        "tables": tables,
-    }
-    printed.write(file, json.dumps(document).encode())
+        document = {
+            "exclusive": exclusive,
+            "plain": plain and wanted.raw[family].count("\n-A ") == rules,
+            "about": now,
+            "tables": tables,
+        }
+        printed.write(_file(state, family), json.dumps(document).encode())

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 CLOSED, OPEN = "closed", "open"
 SETTING = "persist_fail"
 DEFAULT = CLOSED
+_LEFT = {
+    CLOSED: "INPUT and FORWARD are closed but for lo and what is established",
+    OPEN: "the tables were left as they were",
+}
 
 
 class Restored(NamedTuple):
@@ -74,30 +78,29 @@ def restore_or_fail(
     says how the machine was left. Nothing is closed for a change that waits for its confirmation
     (Changed): that one is in the kernel, and has its watchdog.
     """
-    refuse_pending(state)
     try:
         if needed and not state.directory.is_dir():
             msg = f"{state.directory} is not there: it is not known what was confirmed last"
-            raise Unsupported(msg, hint="nfctl persist disable, if nothing is to be restored")  # noqa: TRY301
+            raise Unsupported(msg, hint="nfctl persist disable, if nothing is to be restored")
         return restore(state, wait=wait)
     except BaseException as error:
-        left = _fail(mode, wait)
-        if isinstance(error, NfctlError):
-            error.message = f"not restored: {error.message}; {left}"
-            error.hint = error.hint or "nfctl persist status"
+        if _is_waiting(state):
             raise
-        msg = f"not restored: {type(error).__name__}: {error}; {left}"
-        raise NfctlError(msg) from error
+        if not isinstance(error, NfctlError):
+            error = NfctlError(f"{type(error).__name__}: {error}")
+        problems = persist_closed.close(wait) if mode == CLOSED else []
+        if problems:
+            msg = f"not restored: {error.message}; AND NOT CLOSED: {'; '.join(problems)}"
+            raise Unsupported(msg, hint=error.hint) from None
+        error.message = f"not restored: {error.message}; {_LEFT[mode]}"
+        error.hint = error.hint or "nfctl persist status"
+        raise error from None
 
 
-def _fail(mode: str, wait: float) -> str:
-    """Leave the machine closed or open; say which it is."""
-    if mode == OPEN:
-        return "the tables were left as they were"
-    problems = persist_closed.close(wait)
-    if problems:
-        return f"AND NOT CLOSED: {'; '.join(problems)}"
-    return "INPUT and FORWARD are closed, but for lo and what is established"
+def _is_waiting(state: State) -> bool:
+    with contextlib.suppress(NfctlError):
+        return state.pending() is not None
+    return False
 
 
 def restore(state: State, *, wait: float = lock.DEFAULT_WAIT) -> Restored:

@@ -31,7 +31,7 @@ from nfctl.policy.wanted import (
 from nfctl.ruleset.words import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
     from pathlib import Path
 
 CURRENT, CONFIRMED = "record.json", "confirmed.json"
@@ -92,6 +92,28 @@ class Record:
             [keep._asdict() for keep in wanted.keep],
             sorted(wanted.raw),
         )
+
+    def only(self, families: Container[int]) -> Record:
+        """Return the record of some families; the sets belong to it while it has all."""
+        text = {family: text for family, text in self.text.items() if family in families}
+        sets = self.sets if text.keys() == self.text.keys() else []
+        return replace(self, text=text, sets=sets, raw=[f for f in self.raw if f in text])
+
+    def beside(self, old: Record | None) -> Record:
+        """Return the record of iptables-save files beside what there was of the other family.
+
+        A file is about its own family alone, whatever the policy was before.
+        """
+        if old is None or not self.raw:
+            return self
+        for family in old.text.keys() - self.text.keys():
+            self.text[family] = old.text[family]
+            self.whole[family] = old.whole.get(family, [])
+            self.raw = sorted({*self.raw, *({family} & set(old.raw))})
+            self.sets, self.keep = old.sets, old.keep
+        named = {file for file, _ in self.files}
+        self.files += [each for each in old.files if each[0] not in named]
+        return self
 
     def wanted(self) -> Wanted:
         """Return the policy again; its rules' places are lines of the record's text."""

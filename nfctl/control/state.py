@@ -258,14 +258,25 @@ class State(Place):
         with durable.explained(self.directory):
             return records.read(directory, records.CONFIRMED if confirmed else records.CURRENT)
 
-    def records(self, *, confirmed: bool = False) -> list[Record]:
-        """Return the records of all policies, sorted by name."""
+    def records(self, *, confirmed: bool = False, but_damaged: str = "") -> list[Record]:
+        """Return the records of all policies, sorted by name.
+
+        That of the policy ``but_damaged`` is left out if it cannot be read.
+        """
         if not self._there():
             return []
         with durable.explained(self.directory):
             names = sorted(listed(self._policies))
-        found = (self.record(name, confirmed=confirmed) for name in names)
-        return [record for record in found if record is not None]
+        found = []
+        for name in names:
+            try:
+                record = self.record(name, confirmed=confirmed)
+            except Damaged:
+                if name != but_damaged:
+                    raise
+            else:
+                found += [record] if record is not None else []
+        return found
 
     def prepare_record(self, record: Record) -> None:
         """Write what is long of a record, before anything is changed: put_record is short then."""
