@@ -24,6 +24,7 @@ _COMMANDS = {
     "confirm": ("apply", "confirm", "Changing safely"),
     "history": ("history", "app", "Changing safely"),
     "rollback": ("history", "rollback", "Changing safely"),
+    "persist": ("persist", "app", "Changing safely"),
     "watch": ("watch", "watch", "Changing safely"),
     "map": ("map", "map_command", "Looking"),
     "inspect": ("inspect", "inspect", "Looking"),

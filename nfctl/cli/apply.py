@@ -31,6 +31,7 @@ import typer
 
 from nfctl.cli.answer import print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
+from nfctl.cli.reading import wanted_of
 from nfctl.errors import BadInput, Locked, NfctlError, RolledBack
 
 if TYPE_CHECKING:
@@ -141,21 +142,15 @@ def _seconds(confirm: float | None) -> float | None:
 
 def _read(file: str | None, ipv4: str | None, ipv6: str | None, options: Options) -> Wanted:
     """Read what is wanted; a saved plan goes into the options."""
-    from nfctl.control import savedplan
-    from nfctl.policy import reading
-
-    if file is None or file == "-" or not savedplan.is_plan(file):
-        return reading.read(file, v4=ipv4, v6=ipv6)
-    if ipv4 or ipv6:
-        msg = f"{file} is a saved plan: it says all, and -4 and -6 say something else"
-        raise BadInput(msg)
-    saved = savedplan.read(file)
+    wanted, saved = wanted_of(file, ipv4, ipv6)
+    if saved is None:
+        return wanted
     if options.exclusive and not saved.exclusive:
         msg = f"{file} was planned without --exclusive"
         raise BadInput(msg, hint=f"nfctl plan --exclusive --out {file} ...")
     options.saved = saved
     options.exclusive = saved.exclusive
-    return saved.wanted
+    return wanted
 
 
 # --- what is printed ----------------------------------------------------------------------------

@@ -11,12 +11,11 @@ import typer
 
 from nfctl.cli.answer import print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
-from nfctl.errors import BadInput
+from nfctl.cli.reading import wanted_of
 
 if TYPE_CHECKING:
     from nfctl.control.change import Change
     from nfctl.control.savedplan import SavedPlan
-    from nfctl.policy.wanted import Wanted
 
 
 def plan(
@@ -68,7 +67,7 @@ def plan(
 
     if out is not None:
         savedplan.check_replaceable(out)  # before anything is worked out
-    wanted, saved = _read(file, ipv4, ipv6)
+    wanted, saved = wanted_of(file, ipv4, ipv6)
     exclusive = exclusive or (saved is not None and saved.exclusive)
     with namespaces.entered(netns):
         change = applying.plan(
@@ -87,19 +86,6 @@ def plan(
         write(show.text(change, colour=colour, width=width, full=full))
     if change.changes:
         raise typer.Exit(1)
-
-
-def _read(file: str | None, ipv4: str | None, ipv6: str | None) -> tuple[Wanted, SavedPlan | None]:
-    from nfctl.control import savedplan
-    from nfctl.policy import reading
-
-    if file is None or file == "-" or not savedplan.is_plan(file):
-        return reading.read(file, v4=ipv4, v6=ipv6), None
-    if ipv4 or ipv6:
-        msg = f"{file} is a saved plan: it says all, and -4 and -6 say something else"
-        raise BadInput(msg)
-    saved = savedplan.read(file)
-    return saved.wanted, saved
 
 
 def _outdated(change: Change, saved: SavedPlan) -> list[str]:

@@ -30,6 +30,7 @@ from nfctl.control.records import Damaged, Record
 from nfctl.control.sets import Sets
 from nfctl.control.snapshot import Snapshot
 from nfctl.control.state import State
+from nfctl.control.transaction import undisturbed
 from nfctl.errors import AnswerNo, Changed, HalfApplied, NfctlError
 from nfctl.kernel import lock
 from nfctl.kernel.blob import Blob
@@ -290,25 +291,34 @@ class _Apply:
         self._guard(plans, before)
         if options.flush_flows:
             self.texts = (before, plans.texts_after())
-        old = state.record(self.wanted.name)
-        record = Record.of(self.wanted, options.exclusive).beside(old)
+        old: Record | Damaged | None
+        try:
+            old = state.record(self.wanted.name)
+        except Damaged as damaged:  # it is written anew
+            old = damaged
+        record = Record.of(self.wanted, options.exclusive).beside(
+            old if isinstance(old, Record) else None
+        )
         state.ready(2 * sum(map(len, before.values())) + sum(map(len, record.text.values())))
         entry = self._begin(self.outcome.change, before, sets)
         self.outcome.entry = entry
-        try:
-            if options.confirm is not None:
-                from nfctl.control import watchdog
+        with contextlib.ExitStack() as calm:
+            try:
+                if options.confirm is not None:
+                    from nfctl.control import watchdog
 
-                self._armed = watchdog.arm(state, entry.number, options.confirm)
-            state.put_record(record, confirmed=False)
-            blobs = write(plans, sets)
-        except BaseException as error:
-            self._failed(entry, old, error)
-            raise
-        self._done(entry, record)
-        self.outcome.change.notes += [
-            f"set {left.name} stays: {left.note}" for left in sets.finish()
-        ]
+                    self._armed = watchdog.arm(state, entry.number, options.confirm)
+                # a Ctrl-C in the commit must not be taken for its failure: it comes after
+                calm.enter_context(undisturbed())
+                state.put_record(record, confirmed=False)
+                blobs = write(plans, sets)
+            except BaseException as error:
+                self._failed(entry, old, error)
+                raise
+            self._done(entry, record)
+            self.outcome.change.notes += [
+                f"set {left.name} stays: {left.note}" for left in sets.finish()
+            ]
         snapshot.remember(state, plans, blobs)
         self._remember(plans, blobs)
 
@@ -371,14 +381,14 @@ class _Apply:
             msg = f"this would cut off {first.flow}: {first.reason}"
             raise AnswerNo(msg, hint="nothing was changed; --force applies it all the same")
 
-    def _failed(self, entry: Entry, old: Record | None, error: BaseException) -> None:
+    def _failed(self, entry: Entry, old: Record | Damaged | None, error: BaseException) -> None:
         """Note that nothing came of it; what is half applied is left to the watchdog."""
         if isinstance(error, HalfApplied) and self._armed is not None:
             return
         with contextlib.suppress(NfctlError, OSError):
-            if old is not None:
+            if isinstance(old, Record):
                 self.state.put_record(old, confirmed=False)
-            else:
+            elif old is None:
                 self.state.drop_record(self.wanted.name)
         with contextlib.suppress(NfctlError, OSError):
             self.state.mark(entry.number, entries.FAILED, reason=str(error))

@@ -66,9 +66,12 @@ class Writing:
                     trouble, culprit = error, edit
                     break
                 done.append(before)
-                written(edit.name)
-                blob = self.blobs[edit.family, edit.name] = Blob(edit.family, edit.name)
-                problem = _settle(plan, blob, policies)
+                try:
+                    written(edit.name)
+                    blob = self.blobs[edit.family, edit.name] = Blob(edit.family, edit.name)
+                    problem = _settle(plan, blob, policies)
+                except NfctlError as error:  # it could not be read back, for example
+                    problem = error.message
                 if problem:
                     name = f"table {edit.name} (IPv{edit.family})"
                     trouble, culprit = (

@@ -58,6 +58,10 @@ class Ownership:
             owner = self._known[chain] = self._of_name(chain)
         return owner
 
+    def is_foreign(self, chain: str) -> bool:
+        """Whether a chain has another program's name, and is not one that ``keep:`` names."""
+        return self.chain_owner(chain) not in {"", _KEEP}
+
     def _of_name(self, chain: str) -> str:
         if any(fnmatchcase(chain, glob) for glob in self._chains):
             return _KEEP

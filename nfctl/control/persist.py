@@ -44,7 +44,7 @@ CLOSED, OPEN = "closed", "open"
 SETTING = "persist_fail"
 DEFAULT = CLOSED
 _LEFT = {
-    CLOSED: "INPUT and FORWARD are closed but for lo and what is established",
+    CLOSED: "INPUT and FORWARD are closed until a restore succeeds",
     OPEN: "the tables were left as they were",
 }
 
@@ -175,9 +175,7 @@ def _policies(records: Sequence[Record]) -> set[tuple[int, str]]:
     }
 
 
-def _settle(
-    state: State, records: Sequence[Record], current: dict[str, Record | None]
-) -> None:
+def _settle(state: State, records: Sequence[Record], current: dict[str, Record | None]) -> None:
     """Have the records say what the kernel holds now."""
     for record in records:
         now = current.get(record.name)

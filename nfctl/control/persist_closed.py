@@ -120,9 +120,9 @@ def reopen(
             table = tables["filter"]
             for chain in CHAINS:
                 policy = table.policy(chain)
-                if policy is not None and policy.verdict == "DROP":
-                    if (family, chain) not in policies:
-                        table.set_policy(chain, "ACCEPT")
+                dropping = policy is not None and policy.verdict == "DROP"
+                if dropping and (family, chain) not in policies:
+                    table.set_policy(chain, "ACCEPT")
             if CHAIN not in table.chains():
                 continue
             for chain in CHAINS:

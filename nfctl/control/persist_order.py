@@ -157,5 +157,5 @@ class _Join:
                     found = [at := known.index(entry, at) + 1 for entry in encoded]
                 except (NfctlError, ValueError):  # the planner says what is wrong, if something is
                     return one_after_the_other
-                places.update({place: rule for place in found[:1]})
+                places.update(dict.fromkeys(found[:1], rule))
         return [rule for _, rule in sorted(places.items(), key=lambda item: item[0])]

@@ -31,7 +31,7 @@ from nfctl.kernel.table import active_tables
 from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from nfctl.control.records import Record
     from nfctl.control.sets import Sets
@@ -209,7 +209,8 @@ class Planner:
         coder.resolve_pending(flat)
         for name in names:
             live = side.live(name)
-            released = self._released(live, goals[name], coder)
+            named = tables[name].chains if name in tables else ()
+            released = self._released(live, {*goals[name], *removals[name], *named}, coder)
             for chain in released:
                 goals[name][chain] = ChainGoal()
             owner = self._owner(live, released, coder)
@@ -251,16 +252,23 @@ class Planner:
         return [chain for chain in free if chain in mine]
 
     def _released(
-        self, live: Live, goals: dict[str, ChainGoal], coder: Coder
+        self, live: Live, settled: Collection[str], coder: Coder
     ) -> dict[str, Counter[bytes]]:
-        """Return built-in chains that the policy named before, with the rules it put there."""
+        """Return chains that stay and that the policy named before, with the rules it put there.
+
+        They are built-in ones, and those of others such as DOCKER-USER.
+        """
         released: dict[str, Counter[bytes]] = {}
         for own in self._own:
             for chain in own.chains.get(live.family, {}).get(live.table, ()):
-                if chain in BUILTIN_CHAINS[live.table] and chain not in goals:
-                    found = released.setdefault(chain, Counter())
+                if chain not in settled and chain in live.chains:
                     table = own.policy.tables[live.family][live.table]
-                    found |= self._encoded(live, chain, table, coder)
+                    if chain in BUILTIN_CHAINS[live.table] or (
+                        not table.whole  # a save file of the host has the rules of others, too
+                        and self._ownership.is_foreign(chain)
+                    ):
+                        found = released.setdefault(chain, Counter())
+                        found |= self._encoded(live, chain, table, coder)
         return {chain: rules for chain, rules in released.items() if rules}
 
     def _encoded(

@@ -24,14 +24,14 @@ from nfctl.control.records import Damaged
 from nfctl.control.sets import Sets, of_saved
 from nfctl.control.snapshot import Snapshot
 from nfctl.control.state import State
+from nfctl.control.transaction import undisturbed
 from nfctl.errors import AnswerNo, BadInput, NfctlError, NotPermitted, Unsupported
 from nfctl.kernel import lock
 from nfctl.policy.wanted import WantedChain, WantedRule, WantedTable
-from nfctl.ruleset import script
 from nfctl.ruleset.names import BUILTIN_CHAINS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from nfctl.control.change import Change
     from nfctl.control.entries import Entry
@@ -77,11 +77,14 @@ def choose(known: Sequence[Entry], number: int | None) -> list[Entry]:
     undoable = [entry for entry in known if entry.status in _UNDOABLE and entry.undone_by is None]
     if number is None:
         # a repair only did again what an apply had done: it goes with that one
-        applied = [entry.number for entry in undoable if entry.action == "apply"][-1:]
+        applied = [entry for entry in undoable if entry.action == "apply"][-1:]
         found = [
             entry
             for entry in undoable
-            if applied and entry.number >= applied[0] and entry.action != "rollback"
+            for latest in applied
+            if entry.number >= latest.number
+            and entry.action != "rollback"
+            and entry.policy == latest.policy
         ]
     else:
         if number not in {entry.number for entry in known}:
@@ -136,6 +139,10 @@ class _Undo:
             if sets.obstacle is not None:
                 raise sets.obstacle
             new = self._begin(change, snapshot.texts(), sets)
+        with undisturbed():  # a Ctrl-C must not be taken for a failure: it comes after
+            return self._write(plans, sets, new, change)
+
+    def _write(self, plans: Plans, sets: Sets, new: Entry | None, change: Change) -> Outcome:
         try:
             write(plans, sets)
         except BaseException as error:
@@ -155,13 +162,14 @@ class _Undo:
     # --- in memory ----------------------------------------------------------------------------
 
     def _undo(self, entry: Entry) -> None:
-        before = {family: _Before(entry.before_text(family), family) for family in FAMILIES}
+        texts = {family: entry.before_text(family) for family in FAMILIES}
         try:
+            before = {family: _Before(text) for family, text in texts.items()}
             for table in entry.change["tables"]:
                 family, name = table["family"], table["table"]
                 for chain in table["chains"]:
                     self._undo_chain((family, name, chain["name"]), chain, before[family])
-        except (KeyError, TypeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             msg = f"the change of entry {entry.number} makes no sense: {error!r}"
             hint = f"its tables from before can be put back by hand: {entry.path}"
             raise Damaged(msg, hint=hint) from None
@@ -283,7 +291,25 @@ class _Undo:
         number = new.number if new is not None else None
         for entry in self.chosen:
             state.mark(entry.number, entries.ROLLED_BACK, undone_by=number, reason=self.why)
+            self._revive(entry, {each.number for each in self.chosen})
             self._put_record(entry)
+
+    def _revive(self, entry: Entry, gone: Collection[int]) -> None:
+        """Mark what a rollback undid that is undone itself: that holds again, but for ``gone``."""
+        for number in entry.undoes:
+            if number in gone or number >= entry.number:
+                continue
+            with contextlib.suppress(BadInput, Damaged):  # pruned, or damaged
+                again = self.state.mark(number, entries.APPLIED, undone_by=None, reason="")
+                for undone_again in again.undoes if again.action == "rollback" else ():
+                    if undone_again not in gone and undone_again < number:
+                        self._bury(undone_again, number, gone)
+
+    def _bury(self, number: int, by: int, gone: Collection[int]) -> None:
+        """Mark what a rollback that holds again undoes."""
+        with contextlib.suppress(BadInput, Damaged):
+            entry = self.state.mark(number, entries.ROLLED_BACK, undone_by=by, reason=self.why)
+            self._revive(entry, gone)
 
     def _put_record(self, entry: Entry) -> None:
         state = self.state
@@ -301,29 +327,39 @@ class _Undo:
 
 
 class _Before:
-    """The rules of an entry's text from before, with their counters."""
+    """The rules of an entry's text from before, with their counters.
 
-    def __init__(self, text: str, family: int) -> None:
-        self._tables: dict[str, dict[str, list[tuple[str, tuple[int, int]]]]] = {}
+    It is what we printed, by lines: ``script.parse`` gives words where a text is out of the
+    ordinary, and the kernel's rules are compared by their text here.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._rules: dict[tuple[str, str], list[tuple[str, tuple[int, int]]]] = {}
         self._policies: dict[tuple[str, str], tuple[int, int]] = {}
-        if not text:
-            return
-        for section in script.parse(text, source="the journal", family=family).sections:
-            table = self._tables.setdefault(section.table, {})
-            for item in section.items:
-                if isinstance(item, script.Append):
-                    rule = (item.spec, item.counters or (0, 0))
-                    table.setdefault(item.chain, []).append(rule)
-                elif item.counters is not None:
-                    self._policies[section.table, item.chain] = item.counters
+        table = ""
+        for line in text.split("\n"):
+            if line[:1] == "[":
+                counters, _, rule = line[1:].partition("] -A ")
+                chain, _, spec = rule.partition(" ")
+                self._rules.setdefault((table, chain), []).append((spec, _pair(counters)))
+            elif line[:1] == ":":
+                chain, _, counters = line[1:].split(" ")
+                self._policies[table, chain] = _pair(counters[1:-1])
+            elif line[:1] == "*":
+                table = line[1:]
 
     def rules(self, table: str, chain: str) -> list[tuple[str, tuple[int, int]]]:
         """Return (text, counters) of a chain's rules."""
-        return self._tables.get(table, {}).get(chain, [])
+        return self._rules.get((table, chain), [])
 
     def policy_counters(self, table: str, chain: str) -> tuple[int, int]:
         """Return (packets, bytes) of a built-in chain's policy."""
         return self._policies.get((table, chain), (0, 0))
+
+
+def _pair(counters: str) -> tuple[int, int]:
+    packets, _, octets = counters.partition(":")
+    return int(packets), int(octets)
 
 
 def _after(before: list[str], change: dict[str, Any]) -> list[str]:

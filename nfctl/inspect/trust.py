@@ -43,17 +43,17 @@ class Fault(NamedTuple):
         return self.reason if self.reason.startswith(f"{place} ") else f"{place}: {self.reason}"
 
 
-def fault(path: str, owner: int = 0) -> Fault | None:
+def fault(path: str, owner: int = 0, *, libraries: bool = True) -> Fault | None:
     """Return who else could have written what is at ``path``; None if nobody could.
 
     What is not there is trusted if only root could put it there. ``owner`` is a user who is
-    trusted as root is.
+    trusted as root is. Without ``libraries`` that of the interpreter is looked at, too.
     """
     try:
         # not abspath(), which takes "link/.." for nothing
         full = path if path.startswith("/") else f"{os.getcwd()}/{path}".rstrip("/")  # noqa: PTH109
         path = path or full
-        if in_library(os.path.normpath(full)):
+        if libraries and in_library(os.path.normpath(full)):
             full = os.path.realpath(full)
             if in_library(full):
                 return None
