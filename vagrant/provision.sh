@@ -319,11 +319,13 @@ run_vm_tests() {
         # the tests in the machine. Debian's kernel shows no connections in /proc, by which the
         # tests of their marks look. An emulated machine takes ten times as long for all of it,
         # and runs the corpus and the properties of the engine; live packets are tested between
-        # its cards.
+        # its cards, and what systemd has a part in (confirmation, persistence) by itself.
         leave=(interrupted.py completion.py testing.py conntrack_marks.py)
         if [ "${NFCTL_WHOLE:-no}" != yes ]; then
             leave+=(restore_command.py rule_commands.py chain_commands.py doctor.py demo.py map.py
-                api.py lock.py 'inspect_*.py')
+                api.py lock.py 'inspect_*.py' 'apply*.py' undo.py known.py confirm.py guard.py
+                rehearsal.py flush.py 'watch*.py' notices.py 'polic*.py' plan_command.py history.py
+                sets.py ipset.py persist.py)
         fi
         stage "kernel tests" selected --junitxml="$VM_RESULTS/kernel.xml" tests/kernel \
             --ignore-glob='*/test_lab*' "${leave[@]/#/--ignore-glob=*/test_}" "${WORDS[@]}"

@@ -204,6 +204,11 @@ def _text(outcome: Outcome) -> str:
         for answer in outcome.guarded
         if not answer.allowed
     ]
+    lines += [
+        f"{answer.flow} could not be tried: {answer.reason}"
+        for answer in outcome.guarded
+        if answer.how in {"unknown", "skipped"}
+    ]
     if outcome.flushed is not None:
         flushed = outcome.flushed
         lines.append(

@@ -9,7 +9,7 @@ Under the lock of the journal, and then the xtables lock:
    watchdog, if the change is to be confirmed.
 4. Create and swap the ipsets; make the edits in libiptc's memory; commit the tables that differ,
    each read back and compared. If one fails, all is put back (exit 5).
-5. Mark the entry; destroy what sets nobody wants any more.
+5. Destroy what sets nobody wants any more; mark the entry.
 6. With the locks released, delete the flows that are decided differently now (``flush``).
 
 A process killed at any moment leaves whole tables and a journal that says how far it came; the
@@ -210,6 +210,9 @@ def refuse_pending(state: State) -> None:
     if pending is not None:
         left = state.left(pending)
         until = f" within {left:.0f} s" if left else ""
+        if pending.status == entries.PREPARED:  # nobody can confirm it
+            msg = f"change {pending.number} was broken off, and will be undone{until}"
+            raise Changed(msg, hint="nfctl rollback undoes it now")
         msg = f"change {pending.number} waits for its confirmation{until}"
         raise Changed(msg, hint="nfctl confirm keeps it, nfctl rollback undoes it")
 
@@ -233,12 +236,17 @@ def owned(state: State, name: str) -> tuple[list[Record], list[Record]]:
     """
     records = state.records(but_damaged=name)
     own = [record for record in records if record.name == name]
-    for entry in reversed(state.entries()):
+    known = {entry.number: entry for entry in state.entries()}
+    for entry in reversed(known.values()):
+        # a rollback that was interrupted leaves, in part, what was before the undone entries
+        about = [entry, *(known[number] for number in entry.undoes if number in known)]
+        if name not in {one.policy for one in about}:
+            continue
         if entry.status not in {entries.INTERRUPTED, entries.FAILED, entries.PREPARED}:
             break
-        if entry.policy == name:
+        for one in about:
             with contextlib.suppress(NfctlError):
-                before = entry.record_before(name)
+                before = one.record_before(name)
                 own += [before] if before is not None else []
     return own, [record for record in records if record.name != name]
 
@@ -273,13 +281,13 @@ class _Apply:
             )
             plans = planner.plan(sides)
             change = planner.change(plans)
+            sets = planner.sets
+            assert sets is not None  # noqa: S101 - the planners here have them
             if not change.changes:
-                self._unchanged(change, plans)
+                self._unchanged(change, plans, sets)
                 return
             if options.saved is not None:
                 _check_saved(plans, options.saved)
-            sets = planner.sets
-            assert sets is not None  # noqa: S101 - the planners here have them
             if sets.obstacle is not None:
                 raise sets.obstacle
             self.outcome = Outcome(change, options.action)
@@ -315,10 +323,11 @@ class _Apply:
             except BaseException as error:
                 self._failed(entry, old, error)
                 raise
-            self._done(entry, record)
-            self.outcome.change.notes += [
-                f"set {left.name} stays: {left.note}" for left in sets.finish()
-            ]
+            try:  # before it is marked: what is left by who is killed here is looked for later
+                left = sets.finish()
+            finally:
+                self._done(entry, record)
+        self.outcome.change.notes += [f"set {each.name} stays: {each.note}" for each in left]
         snapshot.remember(state, plans, blobs)
         self._remember(plans, blobs)
 
@@ -326,9 +335,10 @@ class _Apply:
         exclusive, quick = self.options.exclusive, self._quick is not None
         known.remember(self.state, self.wanted, plans, blobs, exclusive=exclusive, quick=quick)
 
-    def _unchanged(self, change: Change, plans: Plans) -> None:
+    def _unchanged(self, change: Change, plans: Plans, sets: Sets) -> None:
         """Have the record say what the kernel holds already."""
         self.outcome = Outcome(change, UNCHANGED)
+        sets.finish()  # what others that were killed have left
         if self._quick is None:
             self._remember(plans, {})
         record = Record.of(self.wanted, self.options.exclusive)

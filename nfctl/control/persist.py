@@ -121,7 +121,8 @@ def restore(state: State, *, wait: float = lock.DEFAULT_WAIT) -> Restored:
             if records:
                 change = _write(state, records, _changed(current, records))
         if closed:
-            persist_closed.reopen(closed, _policies(records), wait)
+            # both were closed; an apply since may have taken the mark away in one
+            persist_closed.reopen(FAMILIES, _policies(records), wait)
         try:
             _settle(state, records, current)
         except (NfctlError, OSError) as error:

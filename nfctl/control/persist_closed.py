@@ -116,6 +116,8 @@ def reopen(
     Policies become ACCEPT but those in ``policies`` (family, chain): somebody else sets them.
     """
     for family in families:
+        if "filter" not in active_tables(family):
+            continue
         with Transaction(family, wait=wait) as tables:
             table = tables["filter"]
             for chain in CHAINS:

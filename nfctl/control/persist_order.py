@@ -8,9 +8,11 @@ then), the policy that was applied first comes first.
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from nfctl.control import entries
+from nfctl.control.entries import APPLIED, CONFIRMED
 from nfctl.control.goal import Coder
 from nfctl.control.undo import _after, _Before
 from nfctl.errors import BadInput, NfctlError
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from nfctl.control.records import Record
     from nfctl.control.state import State
 
-_DONE = {entries.APPLIED, entries.CONFIRMED}
+_DONE = {APPLIED, CONFIRMED}
 Owned = tuple[str, WantedChain]  # by the name of a policy
 
 
@@ -63,9 +65,7 @@ class Remembered:
                 for chain in table["chains"]:
                     key = (int(table["family"]), str(table["table"]), str(chain["name"]))
                     self._changes[key] = chain
-        self._texts = {
-            family: _Before(latest.before_text(family), family) for family in latest.families
-        }
+        self._texts = {family: _Before(latest.before_text(family)) for family in latest.families}
 
 
 def merged(
@@ -142,20 +142,23 @@ class _Join:
             return one_after_the_other
         coder = Coder(self._side.family, self._side.encoder)
         context = Context(self._table, chain, self._users)
+        needed: Counter[bytes] = Counter()
+        rule_of: dict[bytes, tuple[WantedRule, list[bytes]]] = {}
         known: list[bytes] = []
+        try:
+            for rules in parts:
+                encoded = [(rule, coder.encode(rule, context)) for rule in rules]
+                needed |= Counter(entry for _, entries in encoded for entry in entries)
+                rule_of |= {entry: one for one in encoded for entry in one[1]}
+        except NfctlError:  # the planner says what is wrong
+            return one_after_the_other
         for spec in specs:
-            try:
+            with contextlib.suppress(NfctlError):  # another program's, which is not there yet
                 known += coder.encode(WantedRule(spec, "the journal"), context)
-            except NfctlError:  # another program's, which is not there yet
-                known.append(b"")
-        places: dict[int, WantedRule] = {}
-        for rules in parts:
-            at = 0
-            for rule in rules:
-                try:
-                    encoded = coder.encode(rule, context)
-                    found = [at := known.index(entry, at) + 1 for entry in encoded]
-                except (NfctlError, ValueError):  # the planner says what is wrong, if something is
-                    return one_after_the_other
-                places.update(dict.fromkeys(found[:1], rule))
-        return [rule for _, rule in sorted(places.items(), key=lambda item: item[0])]
+        found = []
+        for entry in known:
+            if needed[entry] > 0:
+                rule, entries = rule_of[entry]
+                found.append(rule)
+                needed.subtract(entries)
+        return one_after_the_other if any(number > 0 for number in needed.values()) else found

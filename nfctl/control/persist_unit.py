@@ -90,7 +90,7 @@ def text(setup: Setup, fail: str) -> str:
     mounts = dict.fromkeys((setup.state, setup.interpreter, *setup.places))
     environment = [("NFCTL_STATE_DIR", setup.state), *setup.environment]
     lines = [
-        "# Written by nfctl persist enable, which writes it anew. Your own settings: systemctl edit",
+        "# Written by nfctl persist enable, which overwrites it; to add to it: systemctl edit",
         "[Unit]",
         "Description=nfctl: restore the firewall as it was confirmed last",
         "DefaultDependencies=no",
@@ -258,7 +258,7 @@ class Systemd:
         return self._runtime.is_dir() and bool(self._program)
 
     def systemctl(self, *words: str) -> Done:
-        """Run systemctl(1), whatever it says."""
+        """Run the command, whatever it answers."""
         if not self.is_there:
             msg = "systemd does not run here, and nothing else starts nfctl at boot"
             hint = "have your init run nfctl persist restore before it brings up the network"

@@ -209,8 +209,8 @@ class Planner:
         coder.resolve_pending(flat)
         for name in names:
             live = side.live(name)
-            named = tables[name].chains if name in tables else ()
-            released = self._released(live, {*goals[name], *removals[name], *named}, coder)
+            asked = tables[name].chains if name in tables else {}
+            released = self._released(live, {*goals[name], *removals[name], *asked}, coder)
             for chain in released:
                 goals[name][chain] = ChainGoal()
             owner = self._owner(live, released, coder)

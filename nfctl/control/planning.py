@@ -14,6 +14,7 @@ from nfctl.control.change import ADD, DELETE, KEPT, SAME, ChainChange, Line, Run
 from nfctl.control.goal import ChainGoal
 from nfctl.control.live import Live, parts_of
 from nfctl.control.merging import Merge, merge, result
+from nfctl.kernel import counter_maps
 from nfctl.kernel.table import with_counters
 from nfctl.ruleset.diff import Block
 
@@ -272,7 +273,11 @@ class TablePlan:
         kernel, name, goal = edit.kernel, plan.name, plan.goal
         runs, family = plan.merge.runs, self.live.family
         counters = dict(goal.counters)
-        for wanted, live in plan.merge.moved.items():
+        # what is moved goes on with what the old rule has counted when the table is swapped
+        moved: dict[int, int] = plan.merge.moved
+        carried: dict[int, int] = {}  # number: old place
+        old = counter_maps.places(kernel, name) if moved else []
+        for wanted, live in moved.items():
             counters[wanted] = self.live.counters(name, live)
 
         def entry(index: int) -> bytes:
@@ -284,12 +289,11 @@ class TablePlan:
         encoded = name.encode("utf-8", "surrogateescape")
         if not any(run.kind in {SAME, KEPT} for run in runs):
             kernel.flush(name)
-            for run in runs:
-                if run.kind == ADD:
-                    for index in range(run.wanted, run.wanted + run.length):
-                        kernel.append(encoded, entry(index))
-            return
-        at, length = 1, plan.change.before  # the number of the next rule, and how many there are
+            runs = [run for run in runs if run.kind == ADD]
+            at, length = 1, 0
+        else:
+            at, length = 1, plan.change.before
+        # ``at`` is the number of the next rule, ``length`` how many there are
         for kind, _, beside, count in runs:
             if kind in {SAME, KEPT}:
                 at += count
@@ -303,7 +307,11 @@ class TablePlan:
                         kernel.append(encoded, entry(index))
                     else:
                         kernel.insert(name, entry(index), at)
+                    if old and index in moved:
+                        carried[at] = old[moved[index]]
                     at, length = at + 1, length + 1
+        if carried:
+            counter_maps.carry(kernel, name, carried)
 
     # --- reading back -------------------------------------------------------------------------
 

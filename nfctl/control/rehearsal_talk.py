@@ -206,6 +206,10 @@ class Talk:
                 if not part:
                     return False
                 heard += part
+            # Acknowledged now, or it would be sent again, and so begin the connection anew for
+            # conntrack, from the other side.
+            with contextlib.suppress(OSError):  # no TCP
+                receiver.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except BlockingIOError:
             return False
         except OSError:  # a reset, an ICMP error, or EPERM: dropped where it was sent

@@ -11,8 +11,8 @@ How a change goes, and what each step leaves::
     revert()    instead of finish(), undoes prepare(): until then the old contents are there
 
 A set that is a member of a list has to be there before the list is, and goes after it.
-A crash leaves sets with temporary names; the next prepare() destroys them. ipsets have no lock:
-whoever changes them holds the xtables lock from the comparison to the end.
+A crash leaves sets with temporary names; the next prepare() or finish() destroys them. ipsets have
+no lock: whoever changes them holds the xtables lock from the comparison to the end.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Sets:
         self._pause = pause
         self._items: list[Item] = []
         self._unwanted: list[Header] = []
+        self._strays = False  # sets that a crash left
         self._undo: list[Callable[[Ipset], None]] = []
         self._old: list[tuple[str, str]] = []  # temporary names with old contents, and types
         if wanted or owned:  # else there need be no ipsets in the kernel
@@ -79,6 +80,7 @@ class Sets:
 
     def _compare(self, kernel: Ipset, wanted: Sequence[WantedSet], owned: Collection[str]) -> None:
         there = kernel.headers()
+        self._strays = any(name.startswith(TEMPORARY) for name in there)
         self._items = sets_compare.items(wanted, there)
         sets_compare.compare(self._items, kernel, there)
         self.changes = [item.change for item in self._items]
@@ -188,7 +190,7 @@ class Sets:
         going = [*self._old, *((header.name, header.type) for header in self._unwanted)]
         self._undo.clear()
         self._old.clear()
-        if not going:
+        if not going and not self._strays:
             return []
         going.sort(key=lambda one: one[1] != "list:set")
         left = []
@@ -196,6 +198,8 @@ class Sets:
             for name, kind in going:
                 if why := _destroy(kernel, name):
                     left.append(SetChange("kept", name, kind, note=why))
+            if self._strays:
+                _clean(kernel)
         return left
 
 

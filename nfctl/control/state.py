@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 #: What stays in the journal: entries, and bytes of them.
 KEEP = 50
 KEEP_BYTES = 256 << 20
+#: The latest repairs, which do not make room for other entries.
+KEEP_REPAIRS = 10
 RESTARTED = "the machine was restarted before the confirmation"
 
 
@@ -230,12 +232,18 @@ class State(Place):
     def prune(self, keep: int = KEEP, size: int = KEEP_BYTES) -> list[int]:
         """Remove the oldest entries beyond a number, or beyond bytes; return their numbers.
 
-        The latest stays in any case, and one that is to be confirmed.
+        The latest stays in any case, and one that is to be confirmed. Repairs go first: a program
+        that fights with ``nfctl watch`` must not take from people what they could go back to.
         """
         removed = []
         with self.locked():
             numbers = sorted(self._numbers(), reverse=True)
             pending = self.pending() if len(numbers) > 1 else None
+            if len(numbers) > keep:
+                repairs = {one.number for one in self.entries() if one.action == "repair"}
+                spare = [n for n in numbers if n in repairs][KEEP_REPAIRS:]
+                last = set(spare[max(0, len(spare) - (len(numbers) - keep)) :])
+                numbers.sort(key=lambda number: (number not in last, number), reverse=True)
             taken = 0
             for position, number in enumerate(numbers):
                 path = self._history / str(number)

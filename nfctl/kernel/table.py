@@ -129,6 +129,13 @@ class Table:
             yield head, Parts(head[:ip_size], rest[:split], target, jump)
             pointer = next_rule(pointer, handle)
 
+    def pointers(self, chain: str) -> Iterator[int]:
+        """Yield the address of each rule of a chain in libiptc's memory."""
+        pointer = self._lib.first_rule(_bytes(chain), self._handle)
+        while pointer:
+            yield pointer
+            pointer = self._lib.next_rule(pointer, self._handle)
+
     def _jump(self, pointer: int, verdict: int) -> bytes:
         name: bytes = self._lib.get_target(pointer, self._handle) or b""
         # Offsets are the kernel's for rules that were read and nothing yet for rules added

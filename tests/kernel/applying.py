@@ -295,7 +295,7 @@ def yaml_of(texts: Mapping[int, str], name: str = "default") -> bytes:
         policies = policies_of(part)
         chains = tables[table] = {}
         for chain, specs in chains_of(part).items():
-            body: dict[str, object] = {"rules": specs}
+            body: dict[str, object] = {"rules": [spec.replace("${", "$${") for spec in specs]}
             if policies[chain] != "-":
                 body["policy"] = policies[chain].lower()
             chains[chain] = body
