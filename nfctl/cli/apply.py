@@ -124,11 +124,14 @@ def apply(
         else:
             wanted = _read(file, ipv4, ipv6, options)
             outcome = apply_policy(wanted, state=state, options=options)
-        if as_json:
-            print_json(_document(outcome))
-            return
-        if not quiet:
-            write(_text(outcome))
+        try:
+            if as_json:
+                print_json(_document(outcome))
+                return
+            if not quiet:
+                write(_text(outcome))
+        except OSError as error:  # the change is made, whoever hears of it
+            print(f"nfctl: it is {outcome.status}, and cannot be told: {error}", file=sys.stderr)
         if outcome.status == "unconfirmed":
             _wait_for_word(state, outcome, options, netns)
 

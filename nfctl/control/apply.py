@@ -19,6 +19,7 @@ same apply, done again, goes on from there.
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,12 @@ from nfctl.kernel.table import active_tables
 from nfctl.policy.wanted import Wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from nfctl.control.change import Change
     from nfctl.control.entries import Entry
     from nfctl.control.flush import Flushed
-    from nfctl.control.guard import Answer
+    from nfctl.control.guard import Answer, Flow
     from nfctl.control.savedplan import SavedPlan
     from nfctl.control.watchdog import Armed
 
@@ -225,7 +226,16 @@ def _planner(wanted: Wanted, state: State, exclusive: bool, resolve: bool) -> Pl
     # a set that others fill is theirs, whoever made it
     mine = {each["name"] for record in own for each in record.sets if each["entries"] is not None}
     sets = Sets(wanted.sets, mine - theirs)
-    return Planner(wanted, own=own, others=others, exclusive=exclusive, resolve=resolve, sets=sets)
+    named = {each.name for each in wanted.sets}
+    filled = {each["name"] for record in own for each in record.sets if each["entries"] is None}
+    planner = Planner(
+        wanted, own=own, others=others, exclusive=exclusive, resolve=resolve, sets=sets
+    )
+    planner.notes += [
+        f"set {name} is no longer the policy's, and stays: others fill it"
+        for name in sorted(filled - named - theirs)
+    ]
+    return planner
 
 
 def owned(state: State, name: str) -> tuple[list[Record], list[Record]]:
@@ -251,6 +261,15 @@ def owned(state: State, name: str) -> tuple[list[Record], list[Record]]:
     return own, [record for record in records if record.name != name]
 
 
+def _flows(texts: Sequence[str]) -> list[Flow]:
+    """Return the flows to guard; BadInput, before anything else is done, for what is none."""
+    if not texts:
+        return []
+    from nfctl.control import guard
+
+    return [guard.Flow.parse(text) for text in texts]
+
+
 class _Apply:
     """One apply, under the locks."""
 
@@ -261,6 +280,7 @@ class _Apply:
         options: Options,
         quick: known.QuickPlanner | None = None,
     ) -> None:
+        self._flows = _flows(options.guard)
         self.wanted: Wanted = Wanted()
         self._read = read
         self._quick = quick
@@ -318,6 +338,7 @@ class _Apply:
                     self._armed = watchdog.arm(state, entry.number, options.confirm)
                 # a Ctrl-C in the commit must not be taken for its failure: it comes after
                 calm.enter_context(undisturbed())
+                known.forget(state)
                 state.put_record(record, confirmed=False)
                 blobs = write(plans, sets)
             except BaseException as error:
@@ -339,21 +360,23 @@ class _Apply:
         """Have the record say what the kernel holds already."""
         self.outcome = Outcome(change, UNCHANGED)
         sets.finish()  # what others that were killed have left
-        if self._quick is None:
-            self._remember(plans, {})
         record = Record.of(self.wanted, self.options.exclusive)
+        old = confirmed = None
         with contextlib.suppress(NfctlError):
             old = self.state.record(record.name)
             record.beside(old)
             confirmed = self.state.record(record.name, confirmed=True)
-            if (
-                old is not None
-                and confirmed is not None
-                and old.digest == confirmed.digest == record.digest
-                and old.files == record.files
-            ):
-                return
-        self.state.put_record(record, confirmed=True)
+        if (
+            old is None
+            or confirmed is None
+            or not old.digest == confirmed.digest == record.digest
+            or old.files != record.files
+        ):
+            if self._quick is None:
+                known.forget(self.state)
+            self.state.put_record(record, confirmed=True)
+        if self._quick is None:
+            self._remember(plans, {})
 
     def _begin(self, change: Change, before: dict[int, str], sets: Sets) -> Entry:
         from nfctl.control import show
@@ -378,9 +401,14 @@ class _Apply:
             return
         from nfctl.control import guard
 
-        flows = [guard.Flow.parse(text) for text in options.guard]
-        operator = guard.operator() if options.guard_ssh else None
-        flows += [operator] if operator is not None else []
+        flows = list(self._flows)
+        if options.guard_ssh:
+            operator = guard.operator()
+            flows += [operator] if operator is not None else []
+            if operator is None and os.environ.get(guard.SSH):
+                self.outcome.change.notes.append(
+                    f"{guard.SSH} makes no sense, so your own connection was not guarded"
+                )
         if not flows:
             return
         answers = guard.check(flows, before, plans.texts_after(), self.wanted.sets)

@@ -2,7 +2,8 @@
 
 Counters survive exactly. Those of rules that stay are libiptc's doing (``nfctl.kernel.table``);
 it begins the policies' at what was counted since it read the table, so what it read is added
-after the commit: nothing is lost in between.
+after the commit: nothing is lost in between. Only a table that has to be put back has the
+counters of when it was read.
 """
 
 from __future__ import annotations

@@ -55,6 +55,11 @@ class ChainGoal:
         return self.origins[index].where if index < len(self.origins) else None
 
 
+def is_stand_in(entry: bytes) -> bool:
+    """Whether an entry only stands for a rule whose set is yet to be made."""
+    return entry.startswith(_STAND_IN)
+
+
 class Coder:
     """Encodes the rules of one family. ``missing`` are the sets that are yet to be made."""
 
@@ -111,6 +116,8 @@ class Coder:
         try:
             return self.encoder.encode(_words(rule), context, rule.where).rules
         except NfctlError as error:
+            if not error.hint and any(word.text.startswith("'") for word in _words(rule)):
+                error.hint = "as in iptables-save, double quotes make one word; single ones do not"
             raise places.exact(error.at(rule.where), rule) from None
 
     def resolve_pending(self, goals: Mapping[tuple[str, str], ChainGoal]) -> None:

@@ -21,7 +21,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfctl import __version__
 from nfctl.control import printed
@@ -34,6 +34,7 @@ from nfctl.kernel.encode import Context
 from nfctl.policy.wanted import DEFAULT_NAME, Wanted, WantedRule, WantedTable
 from nfctl.ruleset import script
 from nfctl.ruleset.diff import common
+from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
 from nfctl.ruleset.words import split
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from nfctl.kernel.blob import Blob
 
 _DIRECTORY, _FILE = "known", "policy-{}.json"
-_VERSION = 1
+_VERSION = 2
 _MOST_LINES = 5000  # that may differ
 _MOST_CHAINS = 100
 _NAMES = (
@@ -56,7 +57,8 @@ _NAMES = (
     "/etc/ld.so.cache", "/etc/xtables", "/etc/ethertypes",
 )  # fmt: skip
 _APPENDED = re.compile(r'-A ([^\s"\'!-][^\s"\']*)(?: |$)')
-_SECTION = {"*", "C"}  # what begins and ends one
+_COUNTERS = re.compile(r" \[[0-9]+:[0-9]+\]$")  # of a chain
+_SECTION = {"*", "C", ":"}  # what begins and ends one, and what declares a chain
 # groups whose meaning is outside the rule's text and the kernel's table
 _OUTSIDE = ("--bytecode", "--object-pinned", "--path", "--match-set", "-set ", "--nfacct-name")
 
@@ -109,6 +111,8 @@ class QuickPlanner:
             known = self._known[family]
             if known["tables"] != digests(sides[family], tables):
                 raise NotQuick
+            if known["sets"] != printed.sets_named(new):
+                raise NotQuick
             if old != new:
                 if not known["plain"]:
                     raise NotQuick
@@ -152,7 +156,7 @@ class _Splice:
         self._gone, self._come = self._hunks()
         if len(self._gone) + len(self._come) > _MOST_LINES:
             raise NotQuick
-        self._sections: dict[int, dict[str, tuple[int, int]]] = {}
+        self._sections: dict[int, dict[str, _Section]] = {}
 
     def _hunks(self) -> tuple[list[int], list[int]]:
         """Return the lines that are in one text only; comments and blank lines apart."""
@@ -175,26 +179,30 @@ class _Splice:
         )
 
     def chains(self) -> dict[str, list[str]]:
-        """Return the chains in which something differs, by table."""
-        found: dict[str, list[str]] = {}
+        """Return the chains in which something differs, by table, in the order of the file."""
+        found: dict[str, set[str]] = {}
         for lines, numbers in ((self._old, self._gone), (self._new, self._come)):
-            sections = _sections(lines)
-            self._sections[id(lines)] = sections
+            sections = self._sections[id(lines)] = _sections(lines)
             for number in numbers:
                 appended = _APPENDED.match(lines[number])
                 if appended is None or any(word in lines[number] for word in _OUTSIDE):
                     raise NotQuick
-                table = next((t for t, (a, b) in sections.items() if a < number < b), None)
-                if table is None:
+                name = next(
+                    (t for t, one in sections.items() if one.start < number < one.end), None
+                )
+                if name is None or sections[name].chains.get(appended[1], number) >= number:
                     raise NotQuick
-                of_table = found.setdefault(table, [])
-                if appended[1] not in of_table:
-                    of_table.append(appended[1])
+                found.setdefault(name, set()).add(appended[1])
         if list(self._sections[id(self._old)]) != list(self._sections[id(self._new)]):
             raise NotQuick
         if sum(map(len, found.values())) > _MOST_CHAINS:
             raise NotQuick
-        return found
+        new = self._sections[id(self._new)]
+        return {
+            table: [chain for chain in new[table].chains if chain in found[table]]
+            for table in TABLES
+            if table in found
+        }
 
     def goal(self, live: Live, chain: str, context: Context, side: FamilySide) -> ChainGoal:
         """Return a chain as the new text has it: what stays is taken from the kernel."""
@@ -222,7 +230,7 @@ class _Splice:
         return goal
 
     def _lines(self, lines: list[str], table: str, chain: str) -> list[int]:
-        start, end = self._sections[id(lines)][table]
+        start, end, _ = self._sections[id(lines)][table]
         bare = f"-A {chain}"
         head = f"{bare} "
         return [n for n in range(start, end) if lines[n].startswith(head) or lines[n] == bare]
@@ -230,32 +238,44 @@ class _Splice:
     def _encode(self, number: int, context: Context, side: FamilySide) -> list[bytes]:
         text = f"*{context.table}\n{self._new[number]}\nCOMMIT\n"
         items = script.parse(text, source=self._source, family=self._family).sections[0].items
-        entries: list[bytes] = []
-        for item in items:
-            if not isinstance(item, script.Append):
-                raise NotQuick
-            words = item.words or split(item.spec)
-            entries += side.encoder.encode(list(words), context, None).rules
+        if len(items) != 1 or not isinstance(items[0], script.Append):
+            raise NotQuick
+        words = items[0].words or split(items[0].spec)
+        entries = side.encoder.encode(list(words), context, None).rules
+        if len(entries) != 1:  # the lines would not be the kernel's rules any more
+            raise NotQuick
         return entries
 
 
 def _split(text: str) -> list[str]:
     """Return the lines of a text, those that declare a chain without their counters."""
-    return [line.partition(" [")[0] if line[:1] == ":" else line for line in text.split("\n")]
+    return [_COUNTERS.sub("", line) if line[:1] == ":" else line for line in text.split("\n")]
 
 
-def _sections(lines: list[str]) -> dict[str, tuple[int, int]]:
-    """Return where the lines of each table begin and end."""
-    found: dict[str, tuple[int, int]] = {}
+class _Section(NamedTuple):
+    """The lines of a table, and in which of them its chains are declared."""
+
+    start: int
+    end: int
+    chains: dict[str, int]
+
+
+def _sections(lines: list[str]) -> dict[str, _Section]:
+    """Return the lines of each table."""
+    found: dict[str, _Section] = {}
     table, start = "", 0
+    chains: dict[str, int] = {}
     for number in [n for n, line in enumerate(lines) if line[:1] in _SECTION]:
         line = lines[number]
         if line[0] == "*":
             table, start = line[1:].strip(), number + 1
+            chains = dict.fromkeys(BUILTIN_CHAINS.get(table, ()), number)
+        elif line[0] == ":":
+            chains.setdefault(line[1:].split()[0], number)
         elif line[:6] == "COMMIT":
             if table in found:
                 raise NotQuick
-            found[table] = (start, number)
+            found[table] = _Section(start, number, chains)
     return found
 
 
@@ -292,7 +312,7 @@ def digests(side: FamilySide, tables: Mapping[str, object]) -> dict[str, str]:
 def _read(state: State, family: int) -> dict[str, Any]:
     try:
         found = json.loads(_file(state, family).read_bytes())
-        if {"exclusive", "plain", "about", "tables"} <= found.keys():
+        if {"exclusive", "plain", "about", "tables", "sets"} <= found.keys():
             return dict(found)
     except (OSError, ValueError, AttributeError):
         pass
@@ -318,9 +338,6 @@ def remember(
     was the quick way that planned.
     """
     if not wanted.raw or wanted.name != DEFAULT_NAME or wanted.sets:
-        for family in wanted.tables:
-            with contextlib.suppress(OSError):
-                _file(state, family).unlink(missing_ok=True)
         return
     plain = quick or not any(
         run.kind == KEPT
@@ -339,8 +356,31 @@ def remember(
                 rules += sum(len(chain.rules) for chain in blob.chains)
         document = {
             "exclusive": exclusive,
-            "plain": plain and wanted.raw[family].count("\n-A ") == rules,
+            "plain": plain and (quick or _is_plain(wanted, family, rules)),
             "about": now,
             "tables": tables,
+            "sets": printed.sets_named(wanted.raw[family]),
         }
         printed.write(_file(state, family), json.dumps(document).encode())
+
+
+def _is_plain(wanted: Wanted, family: int, rules: int) -> bool:
+    """Whether each rule in the kernel is one line ``-A CHAIN ...`` of the text."""
+    text, lines = wanted.raw[family], []
+    appended = 0
+    for table in wanted.tables[family].values():
+        for chain in table.chains.values():
+            appended += len(chain.rules)
+            for rule in chain.rules:
+                if rule.words is not None:  # odd, or without anything
+                    lines = lines or text.split("\n")
+                    if rule.words or lines[rule.line - 1][:3] != "-A ":
+                        return False
+    return appended == rules == text.count("\n-A ")
+
+
+def forget(state: State) -> None:
+    """Have nothing be known, before something is changed: who is killed leaves no half of it."""
+    for family in (4, 6):
+        with contextlib.suppress(OSError):
+            _file(state, family).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,12 @@ RIVALS = {
     "nftables.service": "systemctl disable nftables, unless its rules are meant to decide, too",
 }
 _UFW = Path("/etc/ufw/ufw.conf")
+# What a rule names, and what may not be there yet when the machine boots.
+_NAMED = {
+    "set": re.compile(r"--(?:match|add|del|map)-set (\S+)"),
+    "control group": re.compile(r"-m cgroup [^\n]*?--path (\S+)"),
+    "BPF program": re.compile(r"--object-pinned (\S+)"),
+}
 
 
 @dataclass(slots=True)
@@ -190,6 +197,7 @@ def look_at_policies(status: Status, state: State) -> None:
         return
     if any(one.state == DAMAGED for one in status.policies):
         return
+    _look_at_names(status, records)
     try:
         change = persist.compare(state, records)
     except NfctlError as error:
@@ -203,6 +211,21 @@ def look_at_policies(status: Status, state: State) -> None:
             "the tables are not what was confirmed last",
             "nfctl apply of the policy, or nfctl persist restore",
         )
+
+
+def _look_at_names(status: Status, records: list[Record]) -> None:
+    """Find what rules name and no policy makes: the kernel refuses them without it."""
+    made = {one["name"] for record in records for one in record.sets}
+    for what, pattern in _NAMED.items():
+        texts = [text for record in records for text in record.text.values()]
+        names = {name for text in texts for name in pattern.findall(text)} - made
+        for name in sorted(names)[:10]:
+            status.problem(
+                f"rules name the {what} {name}, which no policy makes: where it is not there yet "
+                "at boot, nothing can be restored",
+                "give the policy the sets it uses (sets:); leave rules that need others to what "
+                "starts those",
+            )
 
 
 def look_at_rivals(status: Status, systemd: Systemd, ufw: Path = _UFW) -> None:

@@ -123,6 +123,8 @@ class Planner:
         self.wanted = wanted
         self.exclusive = exclusive
         self.sets = sets
+        #: What the change has to say beside its lines.
+        self.notes: list[str] = []
         self._resolve = resolve
         self._ownership = Ownership(wanted.keep)
         self._own = [_Own(record) for record in own]
@@ -149,6 +151,7 @@ class Planner:
         """Return the whole change."""
         change = plans.change(self.wanted.name, digests=digests)
         change.files = list(self.wanted.files)
+        change.notes += self.notes
         if self.sets is not None:
             change.sets = [*self.sets.changes]
         return change

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nfctl.control.change import ADD, DELETE, KEPT, SAME, ChainChange, Line, Run, TableChange
-from nfctl.control.goal import ChainGoal
+from nfctl.control.goal import ChainGoal, is_stand_in
 from nfctl.control.live import Live, parts_of
 from nfctl.control.merging import Merge, merge, result
+from nfctl.errors import BadInput
 from nfctl.kernel import counter_maps
 from nfctl.kernel.table import with_counters
 from nfctl.ruleset.diff import Block
+from nfctl.ruleset.names import BUILTIN_CHAINS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +82,7 @@ class TablePlan:
         for name in removed:
             plan._chain(name, ChainGoal(), owner)
         plan._delete(removed)
+        plan.check_loops()
         return plan
 
     def _chain(self, name: str, goal: ChainGoal, owner: Callable[[str, int], str]) -> None:
@@ -137,6 +140,66 @@ class TablePlan:
                     here = jumps[run.live : run.live + run.length]
                     used |= dict.fromkeys(filter(None, here), f"a rule of chain {chain}")
         return used
+
+    # --- loops ------------------------------------------------------------------------------
+
+    def check_loops(self) -> None:
+        """Raise BadInput if packets could go round in a circle: the kernel refuses that (ELOOP).
+
+        It looks at what the built-in chains lead to, and so does this.
+        """
+        if not any(self._jumps_added(plan) for plan in self.chains.values()):
+            return
+        jumps: dict[str, list[tuple[str, int]]] = {}  # by chain: to where, by which rule
+        done: set[str] = set()
+        for start in BUILTIN_CHAINS[self.live.table]:
+            way: list[tuple[str, Iterator[tuple[str, int]]]] = [(start, self._leads(start, jumps))]
+            while way:
+                chain, ways_on = way[-1]
+                to, number = next(ways_on, ("", 0))
+                if not to:
+                    done.add(way.pop()[0])
+                elif to in [name for name, _ in way]:
+                    names = [name for name, _ in way]
+                    circle = " -> ".join([*names[names.index(to) :], to])
+                    msg = f"chains of table {self.live.table} go round in a circle: {circle}"
+                    raise BadInput(msg, where=self._locate(chain, number))
+                elif to not in done:
+                    way.append((to, self._leads(to, jumps)))
+
+    def _leads(
+        self, chain: str, jumps: dict[str, list[tuple[str, int]]]
+    ) -> Iterator[tuple[str, int]]:
+        """Yield the chains that a chain leads to afterwards, with the rule's number."""
+        if chain not in jumps:
+            found: list[str] = []
+            live = self.live.jumps(chain)
+            plan = self.chains.get(chain)
+            if plan is None:
+                found = live
+            for kind, at, beside, count in plan.merge.runs if plan is not None else ():
+                if kind in {SAME, KEPT}:
+                    found = found + live[at : at + count]
+                elif kind == ADD and plan is not None:
+                    found = found + self._jumps_of(plan.goal.entries[beside : beside + count])
+            known = self._chain_names() - set(BUILTIN_CHAINS[self.live.table])
+            jumps[chain] = [(to, number) for number, to in enumerate(found, 1) if to in known]
+        return iter(jumps[chain])
+
+    def _jumps_added(self, plan: ChainPlan) -> bool:
+        known = self._chain_names()
+        return any(
+            to in known
+            for run in plan.merge.runs
+            if run.kind == ADD
+            for to in self._jumps_of(plan.goal.entries[run.wanted : run.wanted + run.length])
+        )
+
+    def _jumps_of(self, entries: Sequence[bytes]) -> list[str]:
+        # a rule whose set is not there yet is looked at by the kernel itself
+        real = [entry for entry in entries if not is_stand_in(entry)]
+        parts = parts_of(real, self.live.family, self._chain_names())
+        return [(one.jump or b"").decode("utf-8", "surrogateescape") for one in parts]
 
     # --- showing ------------------------------------------------------------------------------
 

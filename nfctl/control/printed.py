@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -39,17 +40,18 @@ def recall(state: State, live: Live) -> bool:
     except OSError:
         return False
     head, _, text = data.partition(b"\n")
-    if head.decode("ascii", "replace") != f"{live.blob.digest()} {_sha(text)}":
+    plain = text.decode("utf-8", "surrogateescape")
+    if head.decode("ascii", "replace") != _head(live.blob, text, plain):
         return False
-    live.print_as(text.decode("utf-8", "surrogateescape"))
+    live.print_as(plain)
     return True
 
 
 def remember(state: State, blob: Blob, text: str) -> None:
     """Write a table's text down, if that can be done; nothing is fsynced."""
     data = text.encode("utf-8", "surrogateescape")
-    head = f"{blob.digest()} {_sha(data)}\n".encode()
-    write(_file(state, blob.family, blob.table), head + data)
+    head = _head(blob, data, text)
+    write(_file(state, blob.family, blob.table), f"{head}\n".encode() + data)
 
 
 def write(file: Path, data: bytes) -> None:
@@ -68,5 +70,26 @@ def _file(state: State, family: int, table: str) -> Path:
     return state.directory / _DIRECTORY / f"{family}-{table}.txt"
 
 
+def _head(blob: Blob, data: bytes, text: str) -> str:
+    names = json.dumps(sets_named(text)).encode()
+    return f"{blob.digest()} {_sha(data)} {_sha(names)}"
+
+
 def _sha(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
+
+
+def sets_named(text: str) -> list[str]:
+    """Return the names of all ipsets in the kernel's order, if rules of the text name any.
+
+    The kernel's rules hold numbers of sets, and a number may get another name.
+    """
+    if "-set" not in text:
+        return []
+    from nfctl.kernel.ipset import Ipset
+
+    try:
+        with Ipset() as kernel:
+            return kernel.names()
+    except NfctlError:  # there are none in this kernel
+        return []

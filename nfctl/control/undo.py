@@ -73,7 +73,15 @@ def rollback(
 
 
 def choose(known: Sequence[Entry], number: int | None) -> list[Entry]:
-    """Return the entries to undo, the latest first."""
+    """Return the entries to undo, the latest first; Damaged where one of them cannot be read."""
+    damaged = [entry for entry in known if entry.status == entries.DAMAGED]
+    if number is None:
+        damaged = [entry for entry in damaged if entry is known[-1]]
+    for entry in damaged:
+        if number is None or entry.number >= number:
+            msg = f"entry {entry.number} cannot be undone: {entry.warning}"
+            hint = f"nfctl rollback {entry.number + 1} undoes what came after it"
+            raise Damaged(msg, hint=hint)
     undoable = [entry for entry in known if entry.status in _UNDOABLE and entry.undone_by is None]
     if number is None:
         # a repair only did again what an apply had done: it goes with that one

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.control import home
-from nfctl.control.entries import CONFIRMED, ROLLED_BACK, UNCONFIRMED
+from nfctl.control.entries import CONFIRMED, PREPARED, ROLLED_BACK, UNCONFIRMED
 from nfctl.errors import AnswerNo, NfctlError, RolledBack, Unsupported
 from nfctl.kernel import lock, netns, process
 
@@ -274,6 +274,9 @@ def _check_open(state: State, entry: Entry) -> None:
         why = f": {entry.reason}" if entry.reason else ""
         msg = f"too late: {name} was rolled back{why}"
         raise RolledBack(msg, hint="apply the policy again")
+    if entry.status == PREPARED:
+        msg = f"{name} was broken off before it was made, so it cannot be confirmed"
+        raise AnswerNo(msg, hint="nfctl rollback undoes what may have come of it")
     if entry.status != UNCONFIRMED:
         msg = f"{name} waits for no confirmation: it is {entry.status}"
         raise AnswerNo(msg, hint=f"nfctl history show {entry.number}")

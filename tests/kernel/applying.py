@@ -115,7 +115,9 @@ def written() -> dict[str, str]:
         for name in names:
             file = Path(path, name)
             if "known" not in file.relative_to(PLACE).parts:
-                found[str(file)] = f"{file.lstat().st_ino} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+                found[str(file)] = (
+                    f"{file.lstat().st_ino} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+                )
     return found
 
 
@@ -212,7 +214,9 @@ def a_table(draw: st.DrawFn, table: str, rules: Pool) -> str:
         kinds = [st.just(spec) for chain, spec in rules[table] if chain == home]
         later = [one for one in names[max(0, position + 1) :] if home_of(one, table) == home]
         if later:
-            jumps = st.sampled_from([f"{w}-{go} {one}" for one in later for w in _WAYS for go in "jg"])
+            jumps = st.sampled_from(
+                [f"{w}-{go} {one}" for one in later for w in _WAYS for go in "jg"]
+            )
             kinds += [jumps] * 5
         bodies[name] = draw(st.lists(st.one_of(kinds), max_size=8)) if kinds else []
     for name in (*builtin, *sorted(names, key=_bytes)):
@@ -264,7 +268,9 @@ def _woven(draw: st.DrawFn, table: str, text: str, rules: Pool) -> str:
         home = chain if chain in builtin else home_of(chain, table)
         woven = [f"{way}-{go} {name}" for name in names if home_of(name, table) == home
                  for way in _WAYS for go in "jg"]  # fmt: skip
-        if own and any(f"-g {one}" in line for name in names for line in bodies[name] for one in own):
+        if own and any(
+            f"-g {one}" in line for name in names for line in bodies[name] for one in own
+        ):
             woven = [spec for spec in woven if chain in builtin]  # or there could be a loop
         for option, bridges in _DOCKERS.items():
             if home not in {"-i": ("OUTPUT", "POSTROUTING"), "-o": ("INPUT", "PREROUTING")}[option]:

@@ -30,9 +30,7 @@ CHUNK: Final = 16  # datagrams between two looks at the pipe
 def flood(stop: socket.socket) -> dict[int, int]:
     """Send UDP datagrams to loopback in both families until told to stop; return how many."""
     sent = dict.fromkeys(ADDRESSES, 0)
-    senders = {
-        family: socket.socket(_domain(family), socket.SOCK_DGRAM) for family in ADDRESSES
-    }
+    senders = {family: socket.socket(_domain(family), socket.SOCK_DGRAM) for family in ADDRESSES}
     stop.setblocking(False)
     while True:
         for family, sender in senders.items():
@@ -121,7 +119,8 @@ def texts(rng: random.Random) -> Iterator[dict[int, str]]:
             for _ in range(rng.randint(1, 3)):
                 at = rng.randrange(len(specs)) if specs else 0
                 what = rng.choice(("insert", "delete", "replace", "move"))
-                new = f"-p tcp -m tcp --dport {1000 + next(fresh)} -j {rng.choice(('DROP', 'ACCEPT'))}"
+                verdict = rng.choice(("DROP", "ACCEPT"))
+                new = f"-p tcp -m tcp --dport {1000 + next(fresh)} -j {verdict}"
                 if what == "insert" or not specs:
                     specs.insert(at, new)
                 elif what == "delete":

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -194,6 +195,8 @@ def killed(act: Callable[[], object], rng: random.Random, seconds: float) -> boo
         try:
             doomed()
             os._exit(0)
+        except BaseException:  # noqa: BLE001 - the parent asserts that there was none
+            traceback.print_exc()
         finally:
             os._exit(1)
     if delay is not None:

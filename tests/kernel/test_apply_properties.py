@@ -43,7 +43,10 @@ def pairs(draw: st.DrawFn, rules: Pool) -> tuple[Drawn, Drawn]:
     after = draw(rulesets(rules))
     if draw(st.booleans()):  # also such as differ in little
         after = Drawn(
-            {name: without_foreign(before.tables.get(name, text)) for name, text in after.tables.items()}
+            {
+                name: without_foreign(before.tables.get(name, text))
+                for name, text in after.tables.items()
+            }
         )
     return before, after
 
@@ -78,7 +81,11 @@ def prove_merged(before: Mapping[str, str], wanted: Mapping[str, str], family: i
         if table not in wanted:
             assert text == before[table]
             continue
-        old, goal, found = chains_of(before.get(table, "")), chains_of(wanted[table]), chains_of(text)
+        old, goal, found = (
+            chains_of(before.get(table, "")),
+            chains_of(wanted[table]),
+            chains_of(text),
+        )
         jumped = {spec.split(" ")[-1] for name in FOREIGN for spec in old.get(name, ())}
         for chain, specs in found.items():
             theirs = [spec for spec in specs if is_foreign(spec)]
@@ -86,7 +93,9 @@ def prove_merged(before: Mapping[str, str], wanted: Mapping[str, str], family: i
                 assert specs == old[chain], chain
             else:
                 assert theirs == [spec for spec in old.get(chain, ()) if is_foreign(spec)], chain
-                assert [spec for spec in specs if not is_foreign(spec)] == goal.get(chain, []), chain
+                assert [spec for spec in specs if not is_foreign(spec)] == goal.get(chain, []), (
+                    chain
+                )
         stay = {
             chain
             for chain, specs in old.items()

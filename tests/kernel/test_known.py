@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -16,14 +17,13 @@ from nfctl.control import known, show
 from nfctl.control.undo import rollback
 from nfctl.errors import NfctlError
 from nfctl.kernel.encode import Encoder
-from nfctl.ruleset.names import BUILTIN_CHAINS
+from nfctl.kernel.table import Table
+from nfctl.lab.fork import Child
 from tests.kernel import applying, play
-from tests.kernel.applying import apply_files, apply_text, is_foreign, rulesets, state
+from tests.kernel.applying import apply_files, rulesets, state
 from tests.kernel.test_properties import examples, pool, without_counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.kernel.conftest import Namespace
     from tests.kernel.test_properties import Drawn, Pool
 
@@ -92,7 +92,9 @@ def edits(draw: st.DrawFn, lines: list[str], rules: Pool) -> list[str]:
                 lines.insert(at, draw(st.sampled_from(_ODD)).format(
                     chain=draw(st.sampled_from(chains or ["INPUT"]))))  # fmt: skip
             case _:
-                chain, spec = draw(st.sampled_from(rules[table] if table in rules else rules["raw"]))
+                chain, spec = draw(
+                    st.sampled_from(rules[table] if table in rules else rules["raw"])
+                )
                 lines.insert(at, f"-A {chain} {spec}")
     return lines
 
@@ -165,9 +167,7 @@ def watched(patch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_both_ways_come_to_the_same(
-    family: int, netns: Namespace, ways: Counter[str]
-) -> None:
+def test_both_ways_come_to_the_same(family: int, netns: Namespace, ways: Counter[str]) -> None:
     """Whatever is done to a file: kernel, plan, journal, record and error are the ordinary ones."""
 
     def inside() -> dict[str, int]:
@@ -191,7 +191,8 @@ def test_both_ways_come_to_the_same(
                 put(COPY)
                 shutil.rmtree(KNOWN, ignore_errors=True)
                 ordinary = outcome(text, family, exclusive=exclusive)
-                assert difference(quick, ordinary) == ""
+                unlike = difference(quick, ordinary)
+                assert not unlike, unlike
                 put(after)  # which goes on the quick way
 
         prove()
@@ -210,3 +211,196 @@ def put(copy: Path) -> None:
         Path(path).chmod(0o700)
         for name in names:
             Path(path, name).chmod(0o600)
+
+
+# --- when it is taken, and when not -------------------------------------------------------------
+
+_RULES: Final = "".join(f"-A INPUT -s 10.0.0.{number} -p tcp --dport 22\n" for number in range(50))
+TEXT: Final = f"*filter\n:INPUT ACCEPT [0:0]\n:WEB - [0:0]\n{_RULES}-A WEB -j DROP\nCOMMIT\n"
+CHANGED: Final = TEXT.replace("10.0.0.7 ", "10.9.9.9 ")
+
+
+def counted(texts: dict[int, str] | str, **options: bool) -> tuple[str, int]:
+    """Apply files; return what became of it, and how many rules were encoded for it."""
+    calls = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("quick", "encode"):
+            encode = getattr(Encoder, name)
+
+            def counting(self: Encoder, *args: Any, encode: Any = encode) -> Any:
+                nonlocal calls
+                calls += 1
+                return encode(self, *args)
+
+            patch.setattr(Encoder, name, counting)
+        return apply_files(texts, **options).status, calls
+
+
+def both_counted(texts: list[str]) -> list[tuple[str, int]]:
+    return [counted(text) for text in texts]
+
+
+def test_only_what_differs_is_encoded(netns: Namespace) -> None:
+    """An unchanged file costs no encoding, a changed line that of this line."""
+    twice = TEXT.replace("10.0.0.7 ", "10.9.9.9 ").replace("10.0.0.8 ", "10.9.9.8 ")
+    texts = [TEXT, TEXT, CHANGED, CHANGED, TEXT, f"# remark\n{TEXT}", twice]
+    found = netns.python(both_counted, texts)
+    assert [status for status, _ in found] == [
+        "applied", "unchanged", "applied", "unchanged", "applied", "unchanged", "applied",
+    ]  # fmt: skip
+    assert [calls for _, calls in found][1:] == [0, 1, 0, 1, 0, 2]
+    assert found[0][1] >= 51
+
+
+def changing(what: str) -> tuple[str, int]:
+    """Apply a file; change something that decides; return what the same file comes to."""
+    apply_files(TEXT)
+    assert counted(TEXT) == ("unchanged", 0)
+    options = {}
+    match what:
+        case "another policy":
+            applying.apply_text("*raw\n:MINE - [0:0]\nCOMMIT\n", name="other")
+        case "iptables":
+            assert play.oracle(["iptables-legacy", "-I", "INPUT", "-j", "ACCEPT"]).code == 0
+        case "iptables, as many rules":
+            words = ["-R", "INPUT", "3", "-s", "10.0.0.99", "-p", "tcp", "--dport", "22"]
+            assert play.oracle(["iptables-legacy", *words]).code == 0
+        case "a policy by iptables":
+            assert play.oracle(["iptables-legacy", "-P", "INPUT", "DROP"]).code == 0
+        case "exclusive":
+            options = {"exclusive": True}
+        case "names":
+            services = Path("/run/services")
+            services.write_bytes(Path("/etc/services").read_bytes())
+            assert play.oracle(["mount", "--bind", str(services), "/etc/services"]).code == 0
+        case "boot":
+            known_files = list(KNOWN.glob("policy-*"))
+            assert known_files
+            for file in known_files:
+                text = file.read_text()
+                assert state().boot_id in text
+                file.write_text(text.replace(state().boot_id, "another-boot"))
+        case "version":
+            pytest.MonkeyPatch().setattr(known, "__version__", "0.0.0")
+        case "damage":
+            for file in KNOWN.iterdir():
+                file.write_bytes(file.read_bytes()[:-9])
+        case "the record":
+            state().drop_record("default")
+        case "rollback":
+            apply_files(CHANGED)
+            rollback(state())
+    return counted(TEXT, **options)
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        ("another policy", "unchanged"),
+        ("iptables", "applied"),
+        ("iptables, as many rules", "applied"),
+        ("a policy by iptables", "applied"),
+        ("exclusive", "unchanged"),
+        ("names", "unchanged"),
+        ("boot", "unchanged"),
+        ("version", "unchanged"),
+        ("damage", "unchanged"),
+        ("the record", "unchanged"),
+        ("rollback", "unchanged"),
+    ],
+)
+def test_in_doubt_it_is_not_taken(what: str, status: str, netns: Namespace) -> None:
+    """Whatever else decides has changed: then everything is encoded and compared."""
+    done, calls = netns.python(changing, what)
+    assert done == status
+    assert calls >= 51
+    if what != "exclusive":
+        wanted = [line for line in TEXT.splitlines() if line.startswith("-A")]
+        assert netns.save().count("\n-A ") == len(wanted)
+
+
+def test_another_set_of_the_same_number(netns: Namespace) -> None:
+    """A rule holds the number of an ipset: where another set has got it, that is noticed."""
+    text = TEXT.replace("-A WEB -j DROP", "-A WEB -m set --match-set one src -j DROP")
+    rule = "-m set --match-set {} src -j DROP"
+
+    def inside() -> tuple[bool, str]:
+        assert play.oracle(["ipset", "create", "one", "hash:ip"]).code == 0
+        apply_files(text)
+        assert counted(text) == ("unchanged", 0)
+        held = applying.digests()
+        for command in (
+            f"iptables-legacy -D WEB {rule.format('one')}",
+            "ipset destroy one",
+            "ipset create two hash:ip",
+            f"iptables-legacy -A WEB {rule.format('two')}",
+        ):
+            assert play.oracle(command.split()).code == 0
+        same = applying.digests() == held
+        with pytest.raises(NfctlError) as caught:
+            apply_files(text)
+        return same, caught.value.message
+
+    same, message = netns.python(inside)
+    assert same  # or this proves nothing
+    assert "one" in message
+
+
+def test_others_rules_in_the_table(netns: Namespace) -> None:
+    """Beside rules of Docker an unchanged file is quick; a changed one finds its place around."""
+
+    def inside() -> list[tuple[str, int]]:
+        applying.restored(
+            "*filter\n:DOCKER - [0:0]\n-A INPUT -j DOCKER\n-A DOCKER -j RETURN\nCOMMIT\n"
+        )
+        return [counted(text) for text in (TEXT, TEXT, CHANGED)]
+
+    found = netns.python(inside)
+    assert found[1] == ("unchanged", 0)
+    assert found[2][0] == "applied"
+    rules = [line for line in netns.save().splitlines() if line.startswith("-A INPUT")]
+    assert rules[0] == "-A INPUT -j DOCKER"
+    assert "-A INPUT -s 10.9.9.9/32 -p tcp -m tcp --dport 22" in rules
+    assert len(rules) == 51
+
+
+def test_an_apply_that_was_killed(netns: Namespace) -> None:
+    """Killed between the record and the commit: the same file is not taken for applied."""
+
+    def doomed() -> None:
+        pytest.MonkeyPatch().setattr(Table, "commit", lambda _: os.kill(os.getpid(), SIGKILL))
+        apply_files(CHANGED)
+
+    def inside() -> tuple[str, int]:
+        apply_files(TEXT)
+        with pytest.raises(ChildProcessError):
+            Child(doomed).result(60)
+        return counted(CHANGED)
+
+    assert netns.python(inside)[0] == "applied"
+    assert "10.9.9.9" in netns.save()
+
+
+def test_both_families(netns: Namespace) -> None:
+    """A line that changes in one family's file is encoded alone; the other family's is not read."""
+    six = TEXT.replace("10.0.0.", "2001:db8::")
+
+    def inside() -> list[tuple[str, int]]:
+        return [
+            counted(texts)
+            for texts in (
+                {4: TEXT, 6: six},
+                {4: CHANGED, 6: six},
+                {4: CHANGED, 6: six.replace("::7 ", "::77 ")},
+                {4: CHANGED},
+                {6: six.replace("::7 ", "::77 ")},
+            )
+        ]
+
+    assert netns.python(inside)[1:] == [
+        ("applied", 1),
+        ("applied", 1),
+        ("unchanged", 0),
+        ("unchanged", 0),
+    ]
+    assert "2001:db8::77/128" in netns.save(6)

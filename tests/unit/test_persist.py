@@ -502,6 +502,31 @@ def test_policies_that_are_damaged_or_unconfirmed(manager: Manager, state: State
     assert not status.ok
 
 
+@pytest.mark.usefixtures("_no_tables")
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("-m set --match-set bad src -j DROP", "the set bad,"),
+        ("-j SET --add-set seen src", "the set seen,"),
+        ("-m cgroup --path system.slice/x -j ACCEPT", "the control group system.slice/x,"),
+        ("-m bpf --object-pinned /sys/fs/bpf/x -j ACCEPT", "the BPF program /sys/fs/bpf/x,"),
+    ],
+)
+def test_what_may_not_be_there_at_boot(
+    manager: Manager, state: State, rule: str, said: str
+) -> None:
+    """A rule that needs what nobody restores is told before a boot fails for it."""
+    record = a_record(rule)
+    state.put_record(record, confirmed=True)
+    manager.systemd.enable(persist_unit.text(SETUP._replace(interpreter="/bin/sh"), "closed"))
+    status = look(manager, state)
+    assert [said in problem for problem in status.problems] == [True]
+    bad = {"name": "bad", "type": "hash:ip", "family": 4, "options": {}, "entries": []}
+    record.sets = [bad]
+    state.put_record(record, confirmed=True)
+    assert look(manager, state).ok is ("bad" in said)
+
+
 def test_how_it_fails_is_a_setting(state: State) -> None:
     """Closed where nothing was set, and where the settings make no sense."""
     assert persist.fail_mode(state) == "closed"

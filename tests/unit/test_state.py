@@ -223,6 +223,16 @@ def test_what_waits_is_not_pruned(state: State) -> None:
     assert [entry.number for entry in state.entries()] == [2, 4]
 
 
+def test_repairs_go_first(state: State) -> None:
+    """What nfctl watch repairs all night takes no apply from the journal; it is bounded still."""
+    begin(state)
+    for _ in range(14):
+        begin(state, action="repair")
+    assert state.prune(keep=12) == [4, 3, 2]
+    state.prune(keep=4)
+    assert [entry.number for entry in state.entries()] == [12, 13, 14, 15]
+
+
 def test_beginning_prunes(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal is bounded without anybody's asking."""
     monkeypatch.setattr(State.prune, "__defaults__", (3, 1 << 20))
