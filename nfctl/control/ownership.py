@@ -30,6 +30,8 @@ _BRIDGES = (
     (re.compile(r"virbr[0-9]+"), "libvirt"),
     (re.compile(r"cni[0-9]+|podman[0-9]+"), "CNI plugins"),
 )
+# Docker's masquerading of a container that calls itself by a published port.
+_HAIRPIN = re.compile(r"-s (\S+) -d \1 .*-j MASQUERADE")
 # Texts of users, in which anything may stand; iptables-save leaves plain words unquoted.
 _TEXTS = re.compile(
     r' --(?:comment|log-prefix|nflog-prefix|string|hex-string) (?:"(?:\\.|[^"\\])*"|\S+)'
@@ -88,6 +90,8 @@ class Ownership:
             owner = self._of_interface(name)
             if owner:
                 return owner
+        if table == "nat" and _HAIRPIN.fullmatch(plain, 1):
+            return "Docker"
         return self._kept(text)
 
     def _of_interface(self, name: str) -> str:

@@ -112,6 +112,7 @@ def text(setup: Setup, fail: str) -> str:
     lines += [
         f"TimeoutStartSec={_START}",
         "StandardInput=null",
+        "SyslogIdentifier=nfctl",
         "UMask=0077",
         # ipsets are compared in a network namespace that is thrown away: CAP_SYS_ADMIN
         "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN CAP_SYS_MODULE",

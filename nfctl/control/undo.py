@@ -100,13 +100,29 @@ def choose(known: Sequence[Entry], number: int | None) -> list[Entry]:
             raise BadInput(msg, hint="nfctl history lists them")
         found = [entry for entry in undoable if entry.number >= number]
         # a rollback of what is undone here anyway undoes nothing more
-        later = [entry for entry in found if not _is_within(entry, number)]
-        found = later
+        found = [entry for entry in found if not _is_within(entry, number)]
+        found = _with_redone(found, known, number)
     if not found:
         which = f"entry {number} and what came after it" if number is not None else "the journal"
         msg = f"there is nothing to undo in {which}"
         raise AnswerNo(msg, hint="nfctl history shows what was done and undone")
     return found[::-1]
+
+
+def _with_redone(found: Sequence[Entry], known: Sequence[Entry], number: int) -> list[Entry]:
+    """Add what holds again once a rollback is undone, and is to be undone as well."""
+    by_number = {entry.number: entry for entry in known}
+    chosen = {entry.number: entry for entry in found}
+    waiting = [entry for entry in found if entry.action == "rollback"]
+    while waiting:
+        rollback_ = waiting.pop()
+        for each in rollback_.undoes:
+            entry = by_number.get(each)
+            if number <= each < rollback_.number and each not in chosen and entry is not None:
+                chosen[each] = entry
+                if entry.action == "rollback":
+                    waiting.append(entry)
+    return [chosen[each] for each in sorted(chosen)]
 
 
 def _is_within(entry: Entry, number: int) -> bool:

@@ -101,8 +101,9 @@ class Samples:
 class Verdict:
     """A bound, and what was measured for it; ``value`` is None when a side was refused.
 
-    ``value`` is the ratio of the median wall times, or of memory, or megabytes, or seconds. The ratios of the
-    minima and of the median CPU times show beside it whether a busy machine had a part in that.
+    ``value`` is the ratio of the median wall times, or of memory, or megabytes, or seconds. The
+    ratios of the minima and of the median CPU times show beside it whether a busy machine had a
+    part in that.
     """
 
     bound: Bound
