@@ -273,8 +273,11 @@ run_tests() {
     stage "ruff check" as nobody ruff check --no-cache .
     stage "ruff format" as nobody ruff format --no-cache --check .
     stage "mypy" as nobody mypy --cache-dir="$WORK/nobody/mypy"
-    stage "unit tests" suite nobody tests/unit
-    stage "kernel tests" suite root tests/kernel
+    stage "unit tests" suite nobody -n 2 tests/unit
+    # Each test has a network of its own and mostly waits, so three at a time. What a lab leaves
+    # on the whole machine is looked at alone.
+    stage "kernel tests" suite root -n 3 --dist loadfile tests/kernel --ignore-glob='*/test_lab*'
+    stage "kernel tests: labs" suite root tests/kernel -k 'test_lab'
     if [ "${NFCTL_VM:-yes}" = no ]; then
         skip "VM tests" "NFCTL_VM=no"
     else

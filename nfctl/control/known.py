@@ -366,8 +366,8 @@ def remember(
 
 def _is_plain(wanted: Wanted, family: int, rules: int) -> bool:
     """Whether each rule in the kernel is one line ``-A CHAIN ...`` of the text."""
-    text, lines = wanted.raw[family], []
-    appended = 0
+    text, appended = wanted.raw[family], 0
+    lines: list[str] = []
     for table in wanted.tables[family].values():
         for chain in table.chains.values():
             appended += len(chain.rules)

@@ -1,9 +1,9 @@
 """How the rules of a chain become the wanted ones, around those that are others'.
 
 Rules are canonical bytes, or text. What both sequences have stays untouched. A rule that only
-the kernel has goes, unless it is another's: then it stays, behind the rule before it that stays,
-or at the front. So rules of others keep their order among themselves, and their place as near as
-that can be said.
+the kernel has goes, unless it is another's: then it stays, behind the rule before it that stays
+(or the one that takes its place), or at the front. So rules of others keep their order among
+themselves, and their place as near as that can be said.
 """
 
 from __future__ import annotations
@@ -79,25 +79,52 @@ def _between(
     wanted_gap: tuple[int, int],
     owner: Callable[[int], str],
 ) -> None:
-    """Add the runs between two blocks: others' rules first, as they hang on what is before."""
+    """Add the runs between two blocks.
+
+    A rule that comes takes the place of one that goes, in order; more of them follow the last
+    that goes. Where none goes, they come behind the rules of others, which hang on what is before.
+    """
     (at, first), (beside, second) = gap, wanted_gap
+    places = []  # runs of what goes for good
+    start = len(runs)
     for index in range(at, first):
         wanted_elsewhere = moves.get(live[index])
-        whose = ""
+        moved, whose = False, ""
         if wanted_elsewhere and wanted_elsewhere[0]:
             wanted_elsewhere[0] -= 1
+            moved = True
         else:
             whose = owner(index)
         kind = KEPT if whose else DELETE
         if whose:
             owners[index] = whose
-        last = runs[-1] if runs else None
-        if last is not None and last.kind == kind and last.live + last.length == index:
+        last = runs[-1] if len(runs) > start else None
+        if last is not None and last.kind == kind:
             runs[-1] = last._replace(length=last.length + 1)
         else:
             runs.append(Run(kind, index, beside, 1))
-    if second > beside:
+        if kind == DELETE and not moved:
+            places.append(len(runs) - 1)
+    if second == beside:
+        return
+    if places and any(run.kind == KEPT for run in runs[places[0] :]):
+        runs[start:] = _in_place(runs[start:], [place - start for place in places], beside, second)
+    else:
         runs.append(Run(ADD, first, beside, second - beside))
+
+
+def _in_place(runs: list[Run], places: list[int], beside: int, second: int) -> list[Run]:
+    """Put wanted rules behind the runs whose rules they take the place of."""
+    found: list[Run] = []
+    for number, run in enumerate(runs):
+        found.append(run._replace(wanted=beside))
+        count = min(places.count(number), second - beside)
+        if number == places[-1]:
+            count = second - beside
+        if count:
+            found.append(Run(ADD, run.live + run.length, beside, count))
+            beside += count
+    return found
 
 
 def _moved(runs: list[Run], live: Sequence[Rule], wanted: Sequence[Rule]) -> dict[int, int]:

@@ -307,9 +307,9 @@ def test_what_keep_names(netns: Namespace) -> None:
             "-s 10.0.0.1/32 -j ACCEPT",
             "-j VPN-IN",
             "-i wg0 -j ACCEPT",
+            "-p udp -j DROP",
             "-s 192.0.2.7/32 -j DROP",
             "-m comment --comment by-hand -j DROP",
-            "-p udp -j DROP",
         ]
         applied(text)
         assert chains()["INPUT"] == ["-s 10.0.0.1/32 -j ACCEPT", "-p udp -j DROP"]

@@ -50,7 +50,7 @@ def with_live_chains(lines: list[str]) -> list[list[str]]:
 
 
 OFFERS = {
-    "nfctl r": ["rule", "restore"],
+    "nfctl r": ["rule", "restore", "rollback"],
     "nfctl rule ": ["list", "add", "insert", "replace", "delete", "check"],
     "nfctl chain re": ["rename"],
     # tables

@@ -207,7 +207,7 @@ def test_a_number_undoes_all_from_there(netns: Namespace) -> None:
 
     def inside() -> None:
         states = [all_of_it()]
-        for text in (ONE, TWO, THREE, ONE):
+        for text in (ONE, TWO, THREE, "*filter\nCOMMIT\n"):
             apply_text(text)
             states.append(all_of_it())
         outcome = rollback(state(), 2)
@@ -289,6 +289,10 @@ def test_any_history(seed: int, netns: Namespace) -> None:
     """After any applies and rollbacks, rollback N leads to what was before entry N."""
     texts = [ONE, TWO, THREE, ONE.replace("tcp", "udp"), "*filter\nCOMMIT\n"]
 
+    def text(number: int, rng: random.Random) -> str:
+        mine = f"-A OUTPUT -m comment --comment {number}\nCOMMIT"  # no two states are equal
+        return rng.choice(texts).replace("COMMIT", mine)
+
     def inside() -> list[int]:
         rng = random.Random(seed)
         before: dict[int, tuple[str, str, object]] = {}
@@ -299,7 +303,7 @@ def test_any_history(seed: int, netns: Namespace) -> None:
             number = len(state().entries()) + 1
             now = all_of_it()
             if rng.random() < 0.5 or number < 3:
-                if apply_text(rng.choice(texts)).entry is not None:
+                if apply_text(text(number, rng)).entry is not None:
                     before[number] = now
                 continue
             goal = rng.randint(max(1, number - 6), number - 1)
@@ -347,16 +351,17 @@ def test_any_rulesets(family: int, netns: Namespace) -> None:
             applying.wipe()
             applying.forget()
             applying.restored(first.text, family, "-c")
-            before = [rules_of()]
+            before: dict[int, dict[str, object]] = {}
             for each in later:
-                if apply_text({family: each.text}).entry is not None:
-                    before.append(rules_of())
-            if len(before) <= number:
+                now = rules_of()
+                outcome = apply_text({family: each.text})
+                if outcome.entry is not None:
+                    before[outcome.entry.number] = now
+            if number not in before:
                 return
             rollback(state(), number)
             now = rules_of()
-            for table, found in before[number - 1].items():
-                assert now[table] == found
+            assert {table: now[table] for table in before[number]} == before[number]
 
         prove()
 

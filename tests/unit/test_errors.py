@@ -17,6 +17,7 @@ CODES = {
     "Locked": 4,
     "Changed": 4,
     "RolledBack": 5,
+    "HalfApplied": 5,
 }
 
 

@@ -57,6 +57,12 @@ def test_a_kept_rule_stays_behind_its_neighbour() -> None:
     """A rule of others follows the rule before it that stays, or stands at the front."""
     assert _merged(list("XaYbZ"), list("apb")) == list("XaYpbZ")
     assert _merged(list("aXb"), list("b")) == list("Xb")
+    # and behind what takes the place of that neighbour
+    assert _merged(list("aX"), list("p")) == list("pX")
+    assert _merged(list("XaY"), list("pq")) == list("XpqY")
+    assert _merged(list("aXbYc"), list("pqc")) == list("pXqYc")
+    assert _merged(list("abXcY"), list("p")) == list("pXY")
+    assert _merged(list("Xab"), list("bpa")) == list("Xbpa")
 
 
 def test_a_rule_of_others_that_is_wanted_is_ones_own() -> None:
