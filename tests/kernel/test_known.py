@@ -199,7 +199,7 @@ def test_both_ways_come_to_the_same(family: int, netns: Namespace, ways: Counter
         return dict(ways)
 
     found = netns.python(inside)
-    assert found["taken"] > 30 * found["tried"] // 100, found
+    assert found["taken"] > found["tried"] // 10, found
     assert found["spliced"] > 5, found
 
 
