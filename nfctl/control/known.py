@@ -219,14 +219,12 @@ class _Splice:
                 if following is None:
                     break
                 first, second, length = following
-            where = WantedRule("", self._source, number + 1, len(chain) + 5)
             if second <= number < second + length:
-                goal.entries.append(rules[before[first + number - second]])
-                goal.origins.append(where)
-                continue
-            for entry in self._encode(number, context, side):
-                goal.entries.append(entry)
-                goal.origins.append(where)
+                entry, column = rules[before[first + number - second]], len(chain) + 5
+            else:
+                entry, column = self._encode(number, context, side)
+            goal.entries.append(entry)
+            goal.origins.append(WantedRule("", self._source, number + 1, column))
         return goal
 
     def _lines(self, lines: list[str], table: str, chain: str) -> list[int]:
@@ -235,7 +233,8 @@ class _Splice:
         head = f"{bare} "
         return [n for n in range(start, end) if lines[n].startswith(head) or lines[n] == bare]
 
-    def _encode(self, number: int, context: Context, side: FamilySide) -> list[bytes]:
+    def _encode(self, number: int, context: Context, side: FamilySide) -> tuple[bytes, int]:
+        """Return the rule of a line of the new text, and the column where it begins."""
         text = f"*{context.table}\n{self._new[number]}\nCOMMIT\n"
         items = script.parse(text, source=self._source, family=self._family).sections[0].items
         if len(items) != 1 or not isinstance(items[0], script.Append):
@@ -244,7 +243,7 @@ class _Splice:
         entries = side.encoder.encode(list(words), context, None).rules
         if len(entries) != 1:  # the lines would not be the kernel's rules any more
             raise NotQuick
-        return entries
+        return entries[0], items[0].column
 
 
 def _split(text: str) -> list[str]:
