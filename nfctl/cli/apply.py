@@ -36,8 +36,8 @@ from nfctl.errors import BadInput, Locked, NfctlError, RolledBack
 
 if TYPE_CHECKING:
     from nfctl.control.apply import Options, Outcome
-    from nfctl.control.entries import Entry
-    from nfctl.control.state import State
+    from nfctl.control.journal.entries import Entry
+    from nfctl.control.journal.state import State
     from nfctl.policy.wanted import Wanted
 
 _LONGEST = 24 * 3600.0
@@ -110,7 +110,7 @@ def apply(
     """
     from nfctl.control.apply import Options, apply_files
     from nfctl.control.apply import apply as apply_policy
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel import netns as namespaces
 
     options = Options(
@@ -259,7 +259,7 @@ def _wait_for_word(state: State, outcome: Outcome, options: Options, netns: str 
 
 
 def _confirm(state: State, number: int | None) -> Entry:
-    from nfctl.control import watchdog
+    from nfctl.control.confirmation import watchdog
 
     return watchdog.confirm(state, number)
 
@@ -270,7 +270,8 @@ def _confirmed(entry: Entry) -> None:
 
 def _roll_back(state: State, number: int, why: str) -> None:
     """Undo the change, unless that was decided already."""
-    from nfctl.control import undo, watchdog
+    from nfctl.control import undo
+    from nfctl.control.confirmation import watchdog
 
     try:
         with state.locked():
@@ -294,7 +295,7 @@ def _say_rolled_back(state: State, number: int) -> int:
 
 def _late(state: State, number: int) -> None:
     """Say what became of a change that nobody decided here; do it where nobody does."""
-    from nfctl.control import watchdog
+    from nfctl.control.confirmation import watchdog
 
     entry = state.entry(number)
     if entry.status not in {"confirmed", "rolled back"}:
@@ -325,7 +326,7 @@ def confirm(
 
     [bold]Example:[/bold] nfctl confirm && nfctl history
     """
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel import netns as namespaces
 
     with namespaces.entered(netns):

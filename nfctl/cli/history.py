@@ -36,8 +36,8 @@ from nfctl.errors import AnswerNo, BadInput
 if TYPE_CHECKING:
     from nfctl.control.apply import Outcome
     from nfctl.control.change import Change
-    from nfctl.control.entries import Entry
-    from nfctl.control.state import State
+    from nfctl.control.journal.entries import Entry
+    from nfctl.control.journal.state import State
 
 Number = Annotated[
     int, typer.Argument(metavar="NUMBER", min=1, help="The entry's number.", show_default=False)
@@ -69,7 +69,7 @@ def history(
             msg = "these options are those of the list"
             raise BadInput(msg, hint="write them behind show: nfctl history show 3 --json")
         return
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel.netns import entered
 
     with entered(netns):
@@ -103,7 +103,7 @@ def show(
 
     [bold]Example:[/bold] nfctl history show 3 --before -6 | ip6tables-legacy-restore -c
     """
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel.netns import entered
 
     if (ipv4 or ipv6) and not before:
@@ -141,7 +141,7 @@ def rollback(
     [bold]Example:[/bold] nfctl rollback 12
     """
     from nfctl.control import undo
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel.netns import entered
 
     with entered(netns):
@@ -166,7 +166,7 @@ def _document(entry: Entry, state: State) -> dict[str, Any]:
 
 
 def _whole_document(entry: Entry, state: State) -> dict[str, Any]:
-    from nfctl.control.entries import BEFORE
+    from nfctl.control.journal.entries import BEFORE
 
     files = {
         f"ipv{number}": str(entry.path / name) if number in entry.families else None
@@ -257,9 +257,9 @@ def _local(when: str) -> str:
 
 def _shown(entry: Entry, state: State) -> str:
     from nfctl.cli.lab_standing import columns
-    from nfctl.control.entries import BEFORE, DAMAGED
-    from nfctl.control.records import Damaged
-    from nfctl.control.remembered import change_of
+    from nfctl.control.journal.entries import BEFORE, DAMAGED
+    from nfctl.control.journal.records import Damaged
+    from nfctl.control.journal.remembered import change_of
     from nfctl.text import visible
 
     if entry.status == DAMAGED:

@@ -24,9 +24,9 @@ from nfctl.cli.answer import print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Wait
 
 if TYPE_CHECKING:
+    from nfctl.control.journal.state import State
     from nfctl.control.persist import Restored
-    from nfctl.control.persist_status import Status
-    from nfctl.control.state import State
+    from nfctl.control.persist.status import Status
 
 
 class Fail(StrEnum):
@@ -69,8 +69,10 @@ def enable(
 
     [bold]Example:[/bold] nfctl persist enable --fail closed
     """
-    from nfctl.control import persist, persist_status, persist_unit
-    from nfctl.control.state import State
+    from nfctl.control import persist
+    from nfctl.control.journal.state import State
+    from nfctl.control.persist import status as persist_status
+    from nfctl.control.persist import unit as persist_unit
 
     state, systemd = State(), persist_unit.Systemd()
     systemd.systemctl("--version")
@@ -106,7 +108,7 @@ def disable() -> None:
 
     [bold]Example:[/bold] nfctl persist disable
     """
-    from nfctl.control import persist_unit
+    from nfctl.control.persist import unit as persist_unit
 
     if persist_unit.Systemd().disable():
         write("disabled: after the next boot there are no rules\n")
@@ -123,8 +125,9 @@ def status(json: Json = False) -> None:
 
     [bold]Example:[/bold] nfctl persist status
     """
-    from nfctl.control import persist_status, persist_unit
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
+    from nfctl.control.persist import status as persist_status
+    from nfctl.control.persist import unit as persist_unit
 
     found = persist_status.look(State(), persist_unit.Systemd())
     if json:
@@ -181,7 +184,7 @@ def restore(
     [bold]Example:[/bold] nfctl persist restore --fail open
     """
     from nfctl.control import persist
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel import netns as namespaces
 
     with namespaces.entered(netns):

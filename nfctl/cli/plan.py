@@ -62,7 +62,7 @@ def plan(
     """
     from nfctl.control import apply as applying
     from nfctl.control import savedplan, show
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel import netns as namespaces
 
     if out is not None:

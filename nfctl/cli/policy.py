@@ -103,7 +103,7 @@ def from_live(
     [bold]Example:[/bold] nfctl policy from-live > policy.yaml
     """
     from nfctl.control import fromlive
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.kernel import netns as namespaces
     from nfctl.text import several
 
@@ -219,8 +219,8 @@ def forget(
 
     [bold]Example:[/bold] nfctl policy forget web
     """
-    from nfctl.control.records import check_name
-    from nfctl.control.state import State
+    from nfctl.control.journal.records import check_name
+    from nfctl.control.journal.state import State
     from nfctl.errors import BadInput, Changed
     from nfctl.kernel import netns as namespaces
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nfctl.control.change import Change
-    from nfctl.control.watch import Event
+    from nfctl.control.watching.watch import Event
     from nfctl.policy.wanted import Wanted
 
 _MOST = 365 * 86400.0  # seconds
@@ -56,7 +56,7 @@ def watch(
     ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON, an event a line: python -m pydoc "
-                           "nfctl.control.watch", show_default=False)
+                           "nfctl.control.watching.watch", show_default=False)
     ] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Tell only drifts and what goes wrong, in a line "
@@ -74,7 +74,7 @@ def watch(
     program fights, later and later (300 seconds at most).
 
     SIGHUP reads the policy again; SIGTERM and Ctrl-C end it, with exit code 0. For systemd:
-    python -m pydoc nfctl.control.watch
+    python -m pydoc nfctl.control.watching.watch
 
     [bold]Example:[/bold] sudo nfctl watch --repair /etc/nfctl/policy.yaml
     """
@@ -86,9 +86,9 @@ def watch(
         raise BadInput(msg, hint="nfctl watch needs a file")
 
     from nfctl.control import apply as applying
-    from nfctl.control.state import State
-    from nfctl.control.waiting import Waiter
-    from nfctl.control.watch import Options, Watch
+    from nfctl.control.journal.state import State
+    from nfctl.control.watching.waiting import Waiter
+    from nfctl.control.watching.watch import Options, Watch
     from nfctl.kernel import netns as namespaces
     from nfctl.kernel.notices import Notices
     from nfctl.kernel.sdnotify import Notifier

@@ -23,14 +23,15 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control import entries, known
+from nfctl.control import known
 from nfctl.control.committing import Writing
 from nfctl.control.goal import explained
+from nfctl.control.journal import entries
+from nfctl.control.journal.records import Damaged, Record
+from nfctl.control.journal.state import State
 from nfctl.control.planner import FAMILIES, FamilySide, Planner, Plans
-from nfctl.control.records import Damaged, Record
 from nfctl.control.sets import Sets
 from nfctl.control.snapshot import Snapshot
-from nfctl.control.state import State
 from nfctl.control.transaction import undisturbed
 from nfctl.errors import AnswerNo, Changed, HalfApplied, NfctlError
 from nfctl.kernel import lock
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nfctl.control.change import Change
-    from nfctl.control.entries import Entry
+    from nfctl.control.confirmation.watchdog import Armed
     from nfctl.control.flush import Flushed
     from nfctl.control.guard import Answer, Flow
+    from nfctl.control.journal.entries import Entry
     from nfctl.control.savedplan import SavedPlan
-    from nfctl.control.watchdog import Armed
 
 UNCHANGED, APPLIED, UNCONFIRMED = "unchanged", entries.APPLIED, entries.UNCONFIRMED
 
@@ -333,7 +334,7 @@ class _Apply:
         with contextlib.ExitStack() as calm:
             try:
                 if options.confirm is not None:
-                    from nfctl.control import watchdog
+                    from nfctl.control.confirmation import watchdog
 
                     self._armed = watchdog.arm(state, entry.number, options.confirm)
                 # a Ctrl-C in the commit must not be taken for its failure: it comes after

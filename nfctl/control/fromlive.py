@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfctl.control import sets
 from nfctl.control.change import DELETE, KEPT
+from nfctl.control.journal.records import check_name
 from nfctl.control.ownership import Ownership
 from nfctl.control.planner import FamilySide, Planner
-from nfctl.control.records import check_name
 from nfctl.errors import Unsupported
 from nfctl.kernel import ipset_save
 from nfctl.kernel.ipset_types import TYPES
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from nfctl.control.change import Change
+    from nfctl.control.journal.records import Record
     from nfctl.control.live import Live
     from nfctl.control.planning import TablePlan
-    from nfctl.control.records import Record
     from nfctl.kernel.ipset_save import SavedSet
 
 _FAMILY: Final = {4: "ipv4", 6: "ipv6"}

@@ -2,7 +2,7 @@
 
 Nothing is predicted. The connection is made in a copy of the firewall (``rehearsal``), with real
 sockets, under the rules as they are; then the rules that are to be are loaded, and data is sent
-both ways; then it is made anew. See ``rehearsal_trial`` for how, step by step.
+both ways; then it is made anew. See ``rehearsal.trial`` for how, step by step.
 
 An :class:`Answer` refuses a change (``allowed`` is False) for two reasons, which ``how`` tells:
 
@@ -153,7 +153,8 @@ def check(
     the xtables lock. Raises BadInput for a flow of an option that cannot be here (no route),
     and NotPermitted or Unsupported where such a flow cannot be tried for lack of namespaces.
     """
-    from nfctl.control import rehearsal, rehearsal_trial
+    from nfctl.control import rehearsal
+    from nfctl.control.rehearsal import trial as rehearsal_trial
 
     found: list[Answer] = []
     for start in range(0, len(flows), _MOST_AT_ONCE):

@@ -40,10 +40,10 @@ from nfctl.ruleset.words import split
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nfctl.control.journal.records import Record
+    from nfctl.control.journal.state import State
     from nfctl.control.live import Live
     from nfctl.control.planner import FamilySide, Plans
-    from nfctl.control.records import Record
-    from nfctl.control.state import State
     from nfctl.kernel.blob import Blob
 
 _DIRECTORY, _FILE = "known", "policy-{}.json"

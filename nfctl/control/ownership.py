@@ -3,7 +3,7 @@
 Docker, Kubernetes, libvirt and others write chains of their own, known by their names, and jump
 to them from the built-in ones; libvirt and Docker also write rules about the bridges they make. A
 policy adds by ``keep:`` what else is not its own, and the rules and chains of other policies on
-this host are theirs (:mod:`nfctl.control.records`).
+this host are theirs (:mod:`nfctl.control.journal.records`).
 """
 
 from __future__ import annotations

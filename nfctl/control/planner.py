@@ -33,7 +33,7 @@ from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from nfctl.control.records import Record
+    from nfctl.control.journal.records import Record
     from nfctl.control.sets import Sets
     from nfctl.policy.wanted import Wanted, WantedTable
 

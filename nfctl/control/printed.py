@@ -12,14 +12,14 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from nfctl.control import durable
+from nfctl.control.journal import durable
 from nfctl.errors import NfctlError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nfctl.control.journal.state import State
     from nfctl.control.live import Live
-    from nfctl.control.state import State
     from nfctl.kernel.blob import Blob
 
 _DIRECTORY = "known"

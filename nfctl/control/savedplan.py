@@ -10,7 +10,7 @@ every table as it was: a table that was changed since is refused. One JSON docum
      "keep": [{"chain": "VPN-*", "comment": "", "interface": "", "rule": ""}],
      "digests": [[4, "filter", "9f86..."]], "change": {...}, "sha256": "ab12..."}
 
-``text`` to ``keep`` are as in a record (:mod:`nfctl.control.records`), ``change`` is what
+``text`` to ``keep`` are as in a record (:mod:`nfctl.control.journal.records`), ``change`` is what
 ``nfctl plan --json`` prints, and ``sha256`` is of all the others, sorted, so that a plan that was
 cut off or edited is refused. Whoever may write the file says what the firewall will be: nobody
 but root and its owner may.
@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nfctl import __version__
-from nfctl.control import durable, show
-from nfctl.control.records import Record, check_name
+from nfctl.control import show
+from nfctl.control.journal import durable
+from nfctl.control.journal.records import Record, check_name
 from nfctl.document import shown
 from nfctl.errors import BadInput, NfctlError
 from nfctl.policy import saved

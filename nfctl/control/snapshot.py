@@ -15,8 +15,8 @@ from nfctl.lab.fork import Child
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nfctl.control.journal.state import State
     from nfctl.control.planner import FamilySide, Plans
-    from nfctl.control.state import State
     from nfctl.kernel.blob import Blob
 
 _PATIENCE = 120.0  # seconds

@@ -14,16 +14,16 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control import entries
 from nfctl.control.apply import APPLIED, UNCHANGED, Outcome, counts, write
 from nfctl.control.goal import Coder
+from nfctl.control.journal import entries
+from nfctl.control.journal.records import Damaged
+from nfctl.control.journal.state import State
 from nfctl.control.merging import undone
 from nfctl.control.planner import FAMILIES, FamilySide, Plans
 from nfctl.control.planning import TablePlan
-from nfctl.control.records import Damaged
 from nfctl.control.sets import Sets, of_saved
 from nfctl.control.snapshot import Snapshot
-from nfctl.control.state import State
 from nfctl.control.transaction import undisturbed
 from nfctl.errors import AnswerNo, BadInput, NfctlError, NotPermitted, Unsupported
 from nfctl.kernel import lock
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from nfctl.control.change import Change
-    from nfctl.control.entries import Entry
     from nfctl.control.goal import ChainGoal
+    from nfctl.control.journal.entries import Entry
     from nfctl.control.live import Live
 
 _UNDOABLE = {
@@ -188,7 +188,7 @@ class _Undo:
     def _undo(self, entry: Entry) -> None:
         texts = {family: entry.before_text(family) for family in FAMILIES}
         try:
-            before = {family: _Before(text) for family, text in texts.items()}
+            before = {family: Before(text) for family, text in texts.items()}
             for table in entry.change["tables"]:
                 family, name = table["family"], table["table"]
                 for chain in table["chains"]:
@@ -198,13 +198,13 @@ class _Undo:
             hint = f"its tables from before can be put back by hand: {entry.path}"
             raise Damaged(msg, hint=hint) from None
 
-    def _undo_chain(self, key: Key, change: dict[str, Any], texts: _Before) -> None:
+    def _undo_chain(self, key: Key, change: dict[str, Any], texts: Before) -> None:
         if not (change["created"] or change["deleted"] or change["policy"] or change["lines"]):
             return
         now = self._now(key)
         old = texts.rules(key[1], key[2])
         before = [spec for spec, _ in old]
-        after = [] if change["deleted"] else _after(before, change)
+        after = [] if change["deleted"] else after_of(before, change)
         for spec, counters in old:
             now.counters.setdefault(spec, []).append(counters)
         policy = change["policy"]
@@ -350,7 +350,7 @@ class _Undo:
                     state.drop_record(name)
 
 
-class _Before:
+class Before:
     """The rules of an entry's text from before, with their counters.
 
     It is what we printed, by lines: ``script.parse`` gives words where a text is out of the
@@ -386,7 +386,7 @@ def _pair(counters: str) -> tuple[int, int]:
     return int(packets), int(octets)
 
 
-def _after(before: list[str], change: dict[str, Any]) -> list[str]:
+def after_of(before: list[str], change: dict[str, Any]) -> list[str]:
     """Return a chain's rules as the change left them, from its runs and the lines it added."""
     added = iter([line["rule"] for line in change["lines"] if line["op"] == "add"])
     after: list[str] = []

@@ -177,7 +177,7 @@ def _load(host: Host, rules: Sequence[RulesPlan], policy: str, parent: int) -> N
             raise _placed(error, plan) from None
     if policy:
         from nfctl.control.apply import Options, apply
-        from nfctl.control.state import State
+        from nfctl.control.journal.state import State
         from nfctl.policy.reading import read
 
         apply(read(policy), state=State(), options=Options(guard_ssh=False))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nfctl.control import apply as applying
 from nfctl.control.apply import Options, Outcome
-from nfctl.control.state import State
+from nfctl.control.journal.state import State
 from nfctl.kernel.blob import Blob
 from nfctl.kernel.table import active_tables
 from nfctl.policy import saved

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nfctl.control import watchdog
-from nfctl.control.state import State
+from nfctl.control.confirmation import watchdog
+from nfctl.control.journal.state import State
 from nfctl.kernel.process import since_boot
 from tests.kernel.conftest import NFCTL, PATIENCE
 
@@ -109,7 +109,7 @@ def find_guardian(directory: Path) -> int:
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-            if b"nfctl.control.watchdog" in line and word in line:
+            if b"nfctl.control.confirmation.watchdog" in line and word in line:
                 found.append(int(name))
     assert len(found) == 1, found
     return found[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfctl.control.state import State
+from nfctl.control.journal.state import State
 from nfctl.lab import fork
 from tests.kernel import play
 from tests.kernel.confirming import Guardian, expire, find_guardian

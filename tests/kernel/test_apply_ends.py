@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nfctl.control import apply as applying
-from nfctl.control import committing, entries, undo
+from nfctl.control import committing, undo
+from nfctl.control.journal import entries
 from nfctl.errors import NfctlError, RolledBack
 from nfctl.policy import reading
 from tests.kernel import play
 from tests.kernel.applying import OPTIONS, apply_text, state
 
 if TYPE_CHECKING:
-    from nfctl.control.state import State
+    from nfctl.control.journal.state import State
     from nfctl.policy.wanted import Wanted
     from tests.kernel.conftest import Namespace
 
@@ -75,7 +76,7 @@ def test_ctrl_c_leaves_the_watchdog(netns: Namespace) -> None:
         ctrl_c_at_the_commit()
         with pytest.raises(KeyboardInterrupt):
             apply_text(RULES, confirm=600)
-        from nfctl.control import watchdog
+        from nfctl.control.confirmation import watchdog
 
         before = statuses(state())
         assert watchdog.hurry(state(), 1)  # it is there

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from nfctl.control import apply as control
-from nfctl.control import committing, durable, entries
+from nfctl.control import committing
+from nfctl.control.journal import durable, entries
+from nfctl.control.journal.state import State
 from nfctl.control.sets import Sets
-from nfctl.control.state import State
 from nfctl.control.undo import rollback
 from nfctl.errors import AnswerNo
 from nfctl.kernel.ipset import Ipset

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 
 from nfctl.control import apply as control
-from nfctl.control import entries
+from nfctl.control.journal import entries
 from nfctl.errors import Changed, Locked, NfctlError
 from nfctl.lab.fork import Child
 from nfctl.policy import reading

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfctl.control import watchdog
-from nfctl.control.state import State
+from nfctl.control.confirmation import watchdog
+from nfctl.control.journal.state import State
 from nfctl.kernel import lock
 from nfctl.kernel.process import since_boot
 from tests.kernel.confirming import AFTER, BEFORE, Change, Terminal, until
@@ -130,7 +130,7 @@ def test_an_apply_that_is_killed_in_the_middle(change: Change) -> None:
     """An apply killed between commit and journal is undone at the deadline by its watchdog."""
     code = """
 import os, signal, sys
-from nfctl.control import state
+from nfctl.control.journal import state
 from nfctl.cli import main
 mark = state.State.mark
 def fatal(self, number, status, **more):

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from nfctl.control import flush, flush_copy, flush_packets
+from nfctl.control import flush
 from nfctl.control.flush import Flushed
+from nfctl.control.flush import copy as flush_copy
+from nfctl.control.flush import packets as flush_packets
 from nfctl.kernel.flows import ICMP, WITH_PORTS, Tuple
 from nfctl.lab import Lab, Verdict, fork, traffic
 from tests.kernel.conftest import SLOWNESS

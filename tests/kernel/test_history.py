@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nfctl.control.apply import Options, Outcome, apply
-from nfctl.control.state import State
+from nfctl.control.journal.state import State
 from nfctl.errors import NfctlError
 from nfctl.kernel import netns as namespaces
 from nfctl.policy import saved
@@ -253,7 +253,7 @@ def test_a_namespace_has_its_own_journal(netns: Namespace) -> None:
 
 def the_directory() -> list[str]:
     """Return the command that prints where the journal is."""
-    code = "from nfctl.control.state import State; print(State().directory)"
+    code = "from nfctl.control.journal.state import State; print(State().directory)"
     return [sys.executable, "-c", code]
 
 

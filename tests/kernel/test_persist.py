@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from nfctl.control import persist, persist_closed, persist_status, persist_unit
+from nfctl.control import persist
 from nfctl.control.apply import Options
 from nfctl.control.apply import apply as apply_policy
-from nfctl.control.records import Record
+from nfctl.control.journal.records import Record
+from nfctl.control.persist import closed as persist_closed
+from nfctl.control.persist import status as persist_status
+from nfctl.control.persist import unit as persist_unit
 from nfctl.errors import NfctlError
 from nfctl.policy.wanted import Wanted, WantedChain, WantedRule, WantedSet, WantedTable
 from tests.kernel import play
@@ -207,7 +210,7 @@ def test_what_was_never_confirmed_is_not_restored(netns: Namespace) -> None:
 
 def guardian(number: int, boot_id: str) -> None:
     """Have the watchdog end as a machine's restart ends it, and its entry be of another boot."""
-    from nfctl.control import watchdog
+    from nfctl.control.confirmation import watchdog
 
     state().mark(number, "unconfirmed", boot_id=boot_id)
     assert watchdog._tell(state(), number, watchdog.END)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nfctl import cli
 from nfctl.control import apply as applying
 from nfctl.control import fromlive
-from nfctl.control.state import State
+from nfctl.control.journal.state import State
 from nfctl.errors import Unsupported
 from nfctl.kernel.blob import Blob
 from nfctl.lab import Lab, Verdict, traffic

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from nfctl.control import rehearsal, rehearsal_host, rehearsal_sets
+from nfctl.control import rehearsal
 from nfctl.control.rehearsal import Copy
-from nfctl.control.rehearsal_host import Host, Way
+from nfctl.control.rehearsal import host as rehearsal_host
+from nfctl.control.rehearsal import sets as rehearsal_sets
+from nfctl.control.rehearsal.host import Host, Way
 from nfctl.errors import NotPermitted
 from nfctl.lab import sysctls
 from nfctl.policy.wanted import WantedSet

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfctl.control import entries
+from nfctl.control.journal import entries
 from nfctl.control.undo import rollback
 from nfctl.errors import AnswerNo
 from tests.kernel import applying, play

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nfctl.control.apply import Options, apply
-from nfctl.control.state import State
-from nfctl.control.watchdog import confirm
+from nfctl.control.confirmation.watchdog import confirm
+from nfctl.control.journal.state import State
 from nfctl.policy.reading import read
 from tests.kernel.conftest import NFCTL, SLOWNESS
 

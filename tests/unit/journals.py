@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control.records import Record
+from nfctl.control.journal.records import Record
 from nfctl.kernel.process import Process
 from nfctl.policy.wanted import Wanted, WantedChain, WantedRule, WantedTable
 
 if TYPE_CHECKING:
-    from nfctl.control.entries import Entry
-    from nfctl.control.state import State
+    from nfctl.control.journal.entries import Entry
+    from nfctl.control.journal.state import State
 
 TEXT = "*filter\n:INPUT ACCEPT [1:2]\n[3:4] -A INPUT -i lo -j ACCEPT\nCOMMIT\n"
 BOOT = "4d3e7d3a-0000-4000-8000-000000000001"

@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
-from nfctl.control import flush_packets as packets
-from nfctl.control.flush_fates import Ports
-from nfctl.control.flush_worlds import Worlds, bare, changed_lines, zones
+from nfctl.control.flush import packets
+from nfctl.control.flush.fates import Ports
+from nfctl.control.flush.worlds import Worlds, bare, changed_lines, zones
 from nfctl.kernel import flows, netlink
 from nfctl.kernel.flows import Tuple
 

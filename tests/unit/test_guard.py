@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nfctl.control import guard, rehearsal, rehearsal_sets
+from nfctl.control import guard, rehearsal
 from nfctl.control.guard import Flow
+from nfctl.control.rehearsal import sets as rehearsal_sets
 from nfctl.errors import BadInput
 from nfctl.policy.wanted import WantedSet
 

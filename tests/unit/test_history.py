@@ -13,9 +13,9 @@ from nfctl import cli
 from nfctl.cli.answer import run
 from nfctl.control import show
 from nfctl.control.change import ChainChange, Change, Line, Run, SetChange, TableChange
-from nfctl.control.records import Damaged
-from nfctl.control.remembered import change_of
-from nfctl.control.state import State
+from nfctl.control.journal.records import Damaged
+from nfctl.control.journal.remembered import change_of
+from nfctl.control.journal.state import State
 from tests.unit.journals import TEXT, begin, of_a_dead_one
 
 if TYPE_CHECKING:

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nfctl.control import persist, persist_closed, persist_status, persist_unit
+from nfctl.control import persist
 from nfctl.control.change import Change
-from nfctl.control.persist_unit import Setup, Systemd
-from nfctl.control.state import State
+from nfctl.control.journal.state import State
+from nfctl.control.persist import closed as persist_closed
+from nfctl.control.persist import status as persist_status
+from nfctl.control.persist import unit as persist_unit
+from nfctl.control.persist.unit import Setup, Systemd
 from nfctl.errors import AnswerNo, NotPermitted, Unsupported
 from nfctl.inspect import trust
 from nfctl.ruleset import script

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfctl.control.records import Damaged, Record
-from nfctl.control.state import State
+from nfctl.control.journal.records import Damaged, Record
+from nfctl.control.journal.state import State
 from nfctl.errors import BadInput
 from nfctl.policy.wanted import Keep, Wanted, WantedChain, WantedRule, WantedSet, WantedTable
 from nfctl.ruleset.names import BUILTIN_CHAINS

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nfctl.control import home
-from nfctl.control.entries import Who
-from nfctl.control.state import RESTARTED, State
+from nfctl.control.journal import home
+from nfctl.control.journal.entries import Who
+from nfctl.control.journal.state import RESTARTED, State
 from nfctl.errors import BadInput, Locked, NotPermitted, Unsupported
 from nfctl.kernel.process import Process
 from tests.unit.journals import BOOT, FILES, TEXT, Clock, a_record, begin, dead, of_a_dead_one
@@ -246,7 +246,7 @@ def test_beginning_prunes(state: State, monkeypatch: pytest.MonkeyPatch) -> None
 HOLDER = """
 import sys
 from pathlib import Path
-from nfctl.control.state import State
+from nfctl.control.journal.state import State
 with State(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.readline()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from nfctl.control import durable
-from nfctl.control.records import Damaged
-from nfctl.control.state import State
+from nfctl.control.journal import durable
+from nfctl.control.journal.records import Damaged
+from nfctl.control.journal.state import State
 from nfctl.errors import NfctlError, Unsupported
 from tests.unit.journals import TEXT, a_record, begin
 

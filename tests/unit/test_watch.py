@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nfctl.cli.watch import Teller, lines
-from nfctl.control import drift
 from nfctl.control.change import ADD, DELETE, ChainChange, Change, Line, Run, SetChange, TableChange
-from nfctl.control.drift import Place
-from nfctl.control.entries import Entry, Who
-from nfctl.control.suspects import Suspects
-from nfctl.control.watch import Event, Options, Watch, Woken
+from nfctl.control.journal.entries import Entry, Who
+from nfctl.control.watching import drift
+from nfctl.control.watching.drift import Place
+from nfctl.control.watching.suspects import Suspects
+from nfctl.control.watching.watch import Event, Options, Watch, Woken
 from nfctl.errors import BadInput, Locked, NfctlError, NotPermitted, RolledBack
 from nfctl.kernel import notices
 from nfctl.kernel.notices import Actor, Notice

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfctl.control import home, vigil, watchdog
-from nfctl.control.records import Record
-from nfctl.control.state import State
-from nfctl.control.vigil import Vigil
+from nfctl.control.confirmation import vigil, watchdog
+from nfctl.control.confirmation.vigil import Vigil
+from nfctl.control.journal import home
+from nfctl.control.journal.records import Record
+from nfctl.control.journal.state import State
 from nfctl.errors import AnswerNo, BadInput, Locked, RolledBack, Unsupported
 from nfctl.kernel import process
 from nfctl.policy.wanted import Wanted, WantedChain, WantedRule, WantedTable
@@ -21,7 +22,7 @@ from nfctl.policy.wanted import Wanted, WantedChain, WantedRule, WantedTable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nfctl.control.entries import Entry
+    from nfctl.control.journal.entries import Entry
 
 SECONDS = 60.0
 RULES = WantedTable({"INPUT": WantedChain([WantedRule("-i lo -j ACCEPT")], "DROP")})
@@ -377,7 +378,14 @@ def test_after_a_restart_nothing_waits(world: World) -> None:
 
 def test_what_systemd_is_told() -> None:
     """The unit's name, its type, where it ends up, its environment, and a command kept verbatim."""
-    command = ["/opt/py $thon", "-P", "-m", "nfctl.control.watchdog", "/var/lib/nfctl", "7"]
+    command = [
+        "/opt/py $thon",
+        "-P",
+        "-m",
+        "nfctl.control.confirmation.watchdog",
+        "/var/lib/nfctl",
+        "7",
+    ]
     words = watchdog.systemd_command(
         Path("/var/lib/nfctl"), 7, command, [("LANG", "C"), ("A", "b c")]
     )
@@ -418,7 +426,7 @@ def test_systemd_starts_it(tmp_path: Path, world: World, monkeypatch: pytest.Mon
     assert armed.how == "systemd"
     words = (tmp_path / "words").read_text().splitlines()
     command = words[words.index("--") + 1 :]
-    assert command[1:4] == ["-P", "-m", "nfctl.control.watchdog"]
+    assert command[1:4] == ["-P", "-m", "nfctl.control.confirmation.watchdog"]
     assert command[4:6] == [str(world.state.directory), str(world.entry.number)]
     assert float(command[6]) == pytest.approx(process.since_boot() + 60, abs=30)
     state = world.state.directory

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nfctl.control import watchdog
-from nfctl.control.state import State
+from nfctl.control.confirmation import watchdog
+from nfctl.control.journal.state import State
 from tests.kernel.confirming import expire, until
 from tests.vm import guard
 from tests.vm.inside.network import oracle

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nfctl.control import persist_closed, persist_unit
+from nfctl.control.persist import closed as persist_closed
+from nfctl.control.persist import unit as persist_unit
 from tests.vm import guard
 from tests.vm.inside.network import oracle
 

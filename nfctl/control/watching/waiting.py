@@ -8,7 +8,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
-from nfctl.control.watch import Woken
+from nfctl.control.watching.watch import Woken
 
 if TYPE_CHECKING:
     from collections.abc import Callable

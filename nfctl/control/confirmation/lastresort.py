@@ -13,7 +13,7 @@ from nfctl.ruleset.names import BUILTIN_CHAINS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nfctl.control.entries import Entry
+    from nfctl.control.journal.entries import Entry
 
 _WAIT = 10.0  # seconds, for the xtables lock
 

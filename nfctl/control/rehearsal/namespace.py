@@ -8,8 +8,8 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from nfctl.control import rehearsal_host as host_facts
-from nfctl.control.rehearsal_host import ADDRESS, FAMILIES, LINK, NEIGHBOUR, ROUTE
+from nfctl.control.rehearsal import host as host_facts
+from nfctl.control.rehearsal.host import ADDRESS, FAMILIES, LINK, NEIGHBOUR, ROUTE
 from nfctl.errors import NotPermitted, Unsupported
 from nfctl.kernel import netlink, netns
 from nfctl.lab import syscalls, sysctls

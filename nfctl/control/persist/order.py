@@ -12,9 +12,9 @@ import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from nfctl.control.entries import APPLIED, CONFIRMED
 from nfctl.control.goal import Coder
-from nfctl.control.undo import _after, _Before
+from nfctl.control.journal.entries import APPLIED, CONFIRMED
+from nfctl.control.undo import Before, after_of
 from nfctl.errors import BadInput, NfctlError
 from nfctl.kernel.encode import Context
 from nfctl.policy.wanted import Wanted, WantedChain, WantedRule, WantedSet, WantedTable
@@ -23,9 +23,9 @@ from nfctl.ruleset.names import BUILTIN_CHAINS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nfctl.control.journal.records import Record
+    from nfctl.control.journal.state import State
     from nfctl.control.planner import FamilySide
-    from nfctl.control.records import Record
-    from nfctl.control.state import State
 
 _DONE = {APPLIED, CONFIRMED}
 Owned = tuple[str, WantedChain]  # by the name of a policy
@@ -36,7 +36,7 @@ class Remembered:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._texts: dict[int, _Before] | None = None
+        self._texts: dict[int, Before] | None = None
         self._changes: dict[tuple[int, str, str], dict[str, object]] = {}
 
     def rules(self, family: int, table: str, chain: str) -> list[str]:
@@ -54,7 +54,7 @@ class Remembered:
         if change is None:
             return before
         try:
-            return [] if change["deleted"] else _after(before, change)
+            return [] if change["deleted"] else after_of(before, change)
         except (LookupError, TypeError, ValueError, StopIteration):
             return []
 
@@ -65,7 +65,7 @@ class Remembered:
                 for chain in table["chains"]:
                     key = (int(table["family"]), str(table["table"]), str(chain["name"]))
                     self._changes[key] = chain
-        self._texts = {family: _Before(latest.before_text(family)) for family in latest.families}
+        self._texts = {family: Before(latest.before_text(family)) for family in latest.families}
 
 
 def merged(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nfctl.control.change import ChainChange, Change, Line, Run, SetChange, TableChange
-from nfctl.control.records import Damaged
+from nfctl.control.journal.records import Damaged
 
 
 def change_of(document: dict[str, Any]) -> Change:

@@ -7,7 +7,7 @@
 3. What was written is read back and compared, and then planned once more: nothing may be left
    to do.
 4. If any of that fails, everything is put back, and the machine fails closed or open, as it was
-   configured: closed, the chains INPUT and FORWARD let nothing in (``persist_closed``); open, the
+   configured: closed, the chains INPUT and FORWARD let nothing in (``persist.closed``); open, the
    tables stay as they were, which at boot is empty.
 
 It writes no entry into the journal, asks no guard and waits for no confirmation: nothing changes
@@ -20,11 +20,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control import persist_closed
 from nfctl.control.apply import refuse_pending
 from nfctl.control.committing import Writing
-from nfctl.control.persist_order import Remembered, all_sets, merged
-from nfctl.control.place import listed
+from nfctl.control.journal.place import listed
+from nfctl.control.persist import closed as persist_closed
+from nfctl.control.persist.order import Remembered, all_sets, merged
 from nfctl.control.planner import FAMILIES, FamilySide, Planner
 from nfctl.control.sets import Sets
 from nfctl.control.transaction import Before
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nfctl.control.change import Change
-    from nfctl.control.records import Record
-    from nfctl.control.state import State
+    from nfctl.control.journal.records import Record
+    from nfctl.control.journal.state import State
     from nfctl.policy.wanted import Wanted
 
 #: How it fails; the name of the setting; what holds where nothing was set.
@@ -229,7 +229,7 @@ def _planner(
 
 def _verify(wanted: Wanted, records: Sequence[Record]) -> None:
     """Read everything again and plan once more: there must be nothing to do."""
-    from nfctl.control import drift
+    from nfctl.control.watching import drift
 
     left = _left(wanted, records)
     if left.changes:

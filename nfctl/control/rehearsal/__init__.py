@@ -26,9 +26,9 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfctl.control import rehearsal_host as host_facts
-from nfctl.control.rehearsal_host import ADDRESS, LINK, Host, Link, Way
-from nfctl.control.rehearsal_namespace import (
+from nfctl.control.rehearsal import host as host_facts
+from nfctl.control.rehearsal.host import ADDRESS, LINK, Host, Link, Way
+from nfctl.control.rehearsal.namespace import (
     IFA_ADDRESS,
     IFA_FLAGS,
     IFA_LOCAL,
@@ -99,7 +99,7 @@ class Copy:
     """A copy of the namespace that the calling process is in; for a child of :func:`start` only.
 
     ``interfaces`` are the names of those to have (``lo`` is always there), ``sets`` the names of
-    the ipsets (:func:`nfctl.control.rehearsal_sets.named` finds those that rules name). ``near``
+    the ipsets (:func:`nfctl.control.rehearsal.sets.named` finds those that rules name). ``near``
     are the Ethernet addresses of who is at the other ends, by interface, where they matter; with
     ``together`` all the other ends are in one namespace, which is quicker where there are many.
     When it is made, the process is ``inside``.
@@ -114,7 +114,7 @@ class Copy:
         near: Mapping[str, bytes] | None = None,
         together: bool = False,
     ) -> None:
-        from nfctl.control import rehearsal_sets
+        from nfctl.control.rehearsal import sets as rehearsal_sets
 
         self.host = host or Host()
         self.links: dict[str, Link] = {}
@@ -169,7 +169,7 @@ class Copy:
 
     def want_sets(self, sets: Sequence[WantedSet]) -> None:
         """Have the sets that a policy wants, with the contents that it says."""
-        from nfctl.control import rehearsal_sets
+        from nfctl.control.rehearsal import sets as rehearsal_sets
 
         with self.inside.entered():
             rehearsal_sets.want(sets)

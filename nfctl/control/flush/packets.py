@@ -2,7 +2,7 @@
 
 What else there was about it is not known, so it gets what is usual: a TCP SYN as Linux sends it,
 a UDP datagram of one byte, an SCTP INIT, an ICMP query, TTL 64. Rules that look at such things
-are dealt with in :mod:`nfctl.control.flush_worlds`.
+are dealt with in :mod:`nfctl.control.flush.worlds`.
 
 Checksums of TCP, UDP and IPv4's ICMP are wrong on purpose. Conntrack is told not to look at
 them (nf_conntrack_checksum), NAT keeps them wrong, and the copy's own TCP, UDP and ICMP throw

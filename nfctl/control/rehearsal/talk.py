@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nfctl.control.rehearsal_namespace import Namespace
+    from nfctl.control.rehearsal.namespace import Namespace
 
     _Name = tuple[str, int] | tuple[str, int, int, int]
 

@@ -2,7 +2,7 @@
 
 In a child of ``rehearsal.start``, step by step:
 
-1. Everybody is put in place: ``rehearsal_scene``.
+1. Everybody is put in place: ``rehearsal.scene``.
 2. Without any rule the connection has to work: else the copy lacks something. How long it takes
    says how long to wait for what may not come.
 3. Under the rules as they are a connection is made, and stays. Where a new one is not allowed,
@@ -20,10 +20,10 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from nfctl.control import rehearsal_conntrack as conntrack
 from nfctl.control.guard import Answer, Flow
-from nfctl.control.rehearsal_scene import Scene, SkippedError
-from nfctl.control.rehearsal_talk import REPLY, REQUEST, Talk
+from nfctl.control.rehearsal import conntrack
+from nfctl.control.rehearsal.scene import Scene, SkippedError
+from nfctl.control.rehearsal.talk import REPLY, REQUEST, Talk
 from nfctl.errors import BadInput, NfctlError, Unsupported
 from nfctl.ruleset.names import BUILTIN_CHAINS
 from nfctl.traversal import Way

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfctl.control import durable
+from nfctl.control.journal import durable
 from nfctl.kernel import lock
 
 if TYPE_CHECKING:

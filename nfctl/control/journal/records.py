@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control import durable
+from nfctl.control.journal import durable
 from nfctl.errors import AnswerNo, BadInput
 from nfctl.policy import saved
 from nfctl.policy.render import save_text

@@ -1,4 +1,4 @@
-"""Who is where when a flow is tried in a copy of the firewall; see ``rehearsal_trial``.
+"""Who is where when a flow is tried in a copy of the firewall; see ``rehearsal.trial``.
 
 The client is behind the interface by which the host reaches its address, or on the host itself;
 so is the server. Where DNAT or REDIRECT may send the flow there are servers, too. The other end
@@ -12,18 +12,17 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nfctl.control import rehearsal_conntrack as conntrack
-from nfctl.control import rehearsal_sets
-from nfctl.control.rehearsal import Copy
-from nfctl.control.rehearsal_host import Host, Way
-from nfctl.control.rehearsal_namespace import LOOPBACK
-from nfctl.control.rehearsal_talk import End, Servers
+from nfctl.control.rehearsal import Copy, conntrack
+from nfctl.control.rehearsal import sets as rehearsal_sets
+from nfctl.control.rehearsal.host import Host, Way
+from nfctl.control.rehearsal.namespace import LOOPBACK
+from nfctl.control.rehearsal.talk import End, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nfctl.control.guard import Flow
-    from nfctl.control.rehearsal_namespace import Namespace
+    from nfctl.control.rehearsal.namespace import Namespace
     from nfctl.policy.wanted import WantedSet
 
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from nfctl.control.flush_copy import UNSENT, UNTRACKED, batch
-from nfctl.control.flush_fates import Ports
-from nfctl.control.flush_worlds import Worlds, changed_lines
+from nfctl.control.flush.copy import UNSENT, UNTRACKED, batch
+from nfctl.control.flush.fates import Ports
+from nfctl.control.flush.worlds import Worlds, changed_lines
 from nfctl.errors import NfctlError
 from nfctl.kernel import flows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nfctl.control.flush_copy import Fate, Opening, Rehearsal
+    from nfctl.control.flush.copy import Fate, Opening, Rehearsal
 
 #: Lines of rules that are loaded for all worlds together, at most.
 _MOST_LINES: Final = 2_000_000

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control import drift, persist, persist_closed
-from nfctl.control.persist_unit import UNIT
-from nfctl.control.place import listed
+from nfctl.control import persist
+from nfctl.control.journal.place import listed
+from nfctl.control.persist import closed as persist_closed
+from nfctl.control.persist.unit import UNIT
+from nfctl.control.watching import drift
 from nfctl.errors import NfctlError
 
 if TYPE_CHECKING:
-    from nfctl.control.persist_unit import Systemd
-    from nfctl.control.records import Record
-    from nfctl.control.state import State
+    from nfctl.control.journal.records import Record
+    from nfctl.control.journal.state import State
+    from nfctl.control.persist.unit import Systemd
 
 OK, DAMAGED, UNCONFIRMED = "ok", "damaged", "unconfirmed"
 

@@ -10,7 +10,7 @@ loaded, the snapshot is in its memory, and from then on it needs nobody. It is
 
 Both are a new interpreter instead of a fork: it shares neither memory, threads, locks nor command
 line (``pkill -f "nfctl apply"``) with its starter, and what cannot be started or imported is known
-while nothing has been changed. What it does then is in :mod:`nfctl.control.vigil`.
+while nothing has been changed. What it does then is in :mod:`nfctl.control.confirmation.vigil`.
 
 Who decides is the status of the history entry, under the state's lock: the first to write
 "confirmed" or "rolled back" there wins.
@@ -27,16 +27,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control import home
-from nfctl.control.entries import CONFIRMED, PREPARED, ROLLED_BACK, UNCONFIRMED
+from nfctl.control.journal import home
+from nfctl.control.journal.entries import CONFIRMED, PREPARED, ROLLED_BACK, UNCONFIRMED
 from nfctl.errors import AnswerNo, NfctlError, RolledBack, Unsupported
 from nfctl.kernel import lock, netns, process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nfctl.control.entries import Entry
-    from nfctl.control.state import State
+    from nfctl.control.journal.entries import Entry
+    from nfctl.control.journal.state import State
 
 #: What wakes a watchdog, beside its history entry.
 FIFO = "wake"
@@ -190,7 +190,7 @@ def systemd_command(
 
 
 def _python() -> list[str]:
-    return [sys.executable, "-P", "-m", "nfctl.control.watchdog"]
+    return [sys.executable, "-P", "-m", "nfctl.control.confirmation.watchdog"]
 
 
 def _environment() -> list[tuple[str, str]]:
@@ -315,6 +315,6 @@ def fifo(state: State, number: int) -> Path:
 
 
 if __name__ == "__main__":
-    from nfctl.control import vigil
+    from nfctl.control.confirmation import vigil
 
     vigil.main(sys.argv[1:])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nfctl.control.drift import Place
+    from nfctl.control.watching.drift import Place
     from nfctl.kernel.notices import Notice
 
 _MOST: Final = 8

@@ -20,10 +20,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control import durable, entries, home, records
-from nfctl.control.entries import Entry, Who
-from nfctl.control.place import UNTOUCHED, Place, listed
-from nfctl.control.records import Damaged, Record
+from nfctl.control.journal import durable, entries, home, records
+from nfctl.control.journal.entries import Entry, Who
+from nfctl.control.journal.place import UNTOUCHED, Place, listed
+from nfctl.control.journal.records import Damaged, Record
 from nfctl.errors import BadInput
 from nfctl.kernel import process
 from nfctl.kernel.process import Process

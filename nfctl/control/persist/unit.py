@@ -22,8 +22,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control import durable, persist_closed
+from nfctl.control.journal import durable
 from nfctl.control.persist import CLOSED
+from nfctl.control.persist import closed as persist_closed
 from nfctl.errors import AnswerNo, BadInput, NfctlError, NotPermitted, Unsupported
 from nfctl.inspect import trust
 

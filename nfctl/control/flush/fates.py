@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nfctl.control.flush_copy import UNSENT, UNTRACKED
+from nfctl.control.flush.copy import UNSENT, UNTRACKED
 from nfctl.kernel import flows
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from nfctl.control.flush_copy import Fate
+    from nfctl.control.flush.copy import Fate
     from nfctl.kernel.flows import Tuple
 
 

@@ -75,8 +75,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from nfctl.control import drift
-from nfctl.control.suspects import Suspects
+from nfctl.control.watching import drift
+from nfctl.control.watching.suspects import Suspects
 from nfctl.errors import Changed, Locked, NfctlError
 from nfctl.kernel.sdnotify import Notifier
 
@@ -85,8 +85,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from nfctl.control.change import Change
-    from nfctl.control.drift import Drift, Place
-    from nfctl.control.entries import Entry
+    from nfctl.control.journal.entries import Entry
+    from nfctl.control.watching.drift import Drift, Place
     from nfctl.kernel.notices import Notice
     from nfctl.policy.wanted import Wanted
 

@@ -21,9 +21,9 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from nfctl.control import flush_packets as packets
 from nfctl.control import rehearsal
-from nfctl.control.rehearsal_host import LINK, MOST_ROUTES, Host, write_sysctls
+from nfctl.control.flush import packets
+from nfctl.control.rehearsal.host import LINK, MOST_ROUTES, Host, write_sysctls
 from nfctl.errors import NfctlError, Unsupported
 from nfctl.kernel import flows
 from nfctl.lab import fork

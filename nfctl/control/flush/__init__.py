@@ -3,7 +3,7 @@
 Conntrack goes on doing to a flow what was decided for its first packet: a flow that DNAT sent to
 a server goes there after the rule is gone, and ``--ctstate ESTABLISHED`` accepts what no rule
 would let begin. So the first packet of every flow is made anew and rehearsed, in two copies of
-this host's firewall, with the old rules and with the new ones (:mod:`nfctl.control.flush_copy`).
+this host's firewall, with the old rules and with the new ones (:mod:`nfctl.control.flush.copy`).
 A flow is deleted if both is true:
 
 * the old rules and the new rules give its first packet a different fate: passed or not, or
@@ -12,8 +12,8 @@ A flow is deleted if both is true:
 
 The first keeps what the change has nothing to do with (flows that began under still older rules,
 RELATED ones). The second keeps what is right already. Where the rules leave a choice (ports from
-a range, ``statistic``), what they may choose is right; see :mod:`nfctl.control.flush_fates` and
-:mod:`nfctl.control.flush_worlds`.
+a range, ``statistic``), what they may choose is right; see :mod:`nfctl.control.flush.fates` and
+:mod:`nfctl.control.flush.worlds`.
 
 Limits. A flow that arrived elsewhere than its replies would go is rehearsed where those would go.
 Flows that a helper expected, of other zones than the rules give, or from an address that no
@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from nfctl.control import flush_packets as packets
-from nfctl.control.flush_worlds import bare, zones
+from nfctl.control.flush import packets as packets
+from nfctl.control.flush.worlds import bare, zones
 from nfctl.errors import NfctlError
 from nfctl.kernel import flows
 from nfctl.policy.wanted import WantedSet
@@ -42,8 +42,8 @@ from nfctl.policy.wanted import WantedSet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from nfctl.control.flush_trial import Case
-    from nfctl.control.rehearsal_host import Way
+    from nfctl.control.flush.trial import Case
+    from nfctl.control.rehearsal.host import Way
 
 _UP: Final = 1
 
@@ -92,7 +92,7 @@ def flush(
 
 def _changed(before: Mapping[int, str], after: Mapping[int, str], sets_before: str) -> list[int]:
     """Return the families whose rules differ, or name sets that do."""
-    from nfctl.control import rehearsal_sets
+    from nfctl.control.rehearsal import sets as rehearsal_sets
 
     found = []
     otherwise = _sets_otherwise(sets_before)
@@ -132,9 +132,9 @@ def _flush(
     sets_before: str,
     done: Flushed,
 ) -> None:
-    from nfctl.control import rehearsal_sets
-    from nfctl.control.flush_copy import Rehearsal
-    from nfctl.control.flush_trial import Trial
+    from nfctl.control.flush.copy import Rehearsal
+    from nfctl.control.flush.trial import Trial
+    from nfctl.control.rehearsal import sets as rehearsal_sets
 
     everything = [text for pair in texts.values() for text in pair]
     special = {
@@ -182,7 +182,7 @@ def _wanted(saved: str) -> list[WantedSet]:
 
 def _missing(texts: Iterable[str], was: Iterable[WantedSet]) -> set[str]:
     """Return the sets that rules name and that are not there."""
-    from nfctl.control import rehearsal_sets
+    from nfctl.control.rehearsal import sets as rehearsal_sets
 
     named = rehearsal_sets.named(texts) - {one.name for one in was}
     return named - {kept.header.name for kept in rehearsal_sets.read(named)}
@@ -195,7 +195,7 @@ class Ways:
     """Where packets from an address come from: this host's interfaces, and its routes."""
 
     def __init__(self) -> None:
-        from nfctl.control.rehearsal_host import Host
+        from nfctl.control.rehearsal.host import Host
 
         self._host = Host()
         self._up: dict[int, str] = {}
@@ -251,8 +251,8 @@ def _is_link_local(address: bytes) -> bool:
 
 def _cases(family: int, ways: Ways, done: Flushed) -> Iterator[Case]:
     """Yield the flows of a family that can be rehearsed; the others are skipped."""
-    from nfctl.control.flush_copy import Opening
-    from nfctl.control.flush_trial import Case
+    from nfctl.control.flush.copy import Opening
+    from nfctl.control.flush.trial import Case
 
     with flows.open_socket() as sock:
         for part in flows.listed(sock, family):

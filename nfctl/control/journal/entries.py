@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control import records
-from nfctl.control.records import Damaged
+from nfctl.control.journal import records
+from nfctl.control.journal.records import Damaged
 from nfctl.kernel.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nfctl.control.records import Record
+    from nfctl.control.journal.records import Record
 
 PREPARED = "prepared"
 APPLIED = "applied"

@@ -26,11 +26,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from nfctl.control import watchdog
-from nfctl.control.entries import INTERRUPTED, PREPARED, UNCONFIRMED
-from nfctl.control.lastresort import LastResort, preload
-from nfctl.control.records import Damaged
-from nfctl.control.state import State
+from nfctl.control.confirmation import watchdog
+from nfctl.control.confirmation.lastresort import LastResort, preload
+from nfctl.control.journal.entries import INTERRUPTED, PREPARED, UNCONFIRMED
+from nfctl.control.journal.records import Damaged
+from nfctl.control.journal.state import State
 from nfctl.errors import BadInput, Locked, NfctlError
 from nfctl.kernel import netns, process
 from nfctl.kernel.sdnotify import Notifier
@@ -38,7 +38,7 @@ from nfctl.kernel.sdnotify import Notifier
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nfctl.control.entries import Entry
+    from nfctl.control.journal.entries import Entry
 
 LOG = "watchdog.log"
 
@@ -295,14 +295,16 @@ class Log:
 
 
 def main(words: list[str]) -> NoReturn:
-    """``python -m nfctl.control.watchdog DIRECTORY NUMBER DEADLINE [OPTION ...]``.
+    """``python -m nfctl.control.confirmation.watchdog DIRECTORY NUMBER DEADLINE [OPTION ...]``.
 
     ``--detach`` leaves the process that was started; ``--netns FILE`` is a network namespace to
     enter, and ``--same DEVICE:INODE:FILE`` says what a file has to be.
     """
     import argparse
 
-    parser = argparse.ArgumentParser(prog="python -m nfctl.control.watchdog", add_help=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m nfctl.control.confirmation.watchdog", add_help=False
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("number", type=int)
     parser.add_argument("deadline", type=float)

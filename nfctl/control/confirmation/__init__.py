@@ -1,0 +1,1 @@
+"""The confirmation of a change, and the process that undoes the change without one."""
