@@ -263,7 +263,8 @@ def _shown(entry: Entry, state: State) -> str:
     from nfctl.text import visible
 
     if entry.status == DAMAGED:
-        return f"entry {entry.number} is damaged: {visible(entry.warning)}\n"
+        msg = f"entry {entry.number} is damaged: {visible(entry.warning)}"
+        raise AnswerNo(msg, hint="what it did is not known any more, and cannot be undone")
     rows = [["when", _local(entry.when)], ["by", _who(entry)], ["command", entry.who.command]]
     rows += [["why", entry.reason]] if entry.reason else []
     rows += [["undoes", f"entry {number}"] for number in entry.undoes]

@@ -538,3 +538,23 @@ def test_a_policy_is_forgotten(live: Namespace) -> None:
     assert live.nfctl("policy", "forget", "a").returncode == 0
     assert "-A MINE -j DROP\n" in live.save()
     assert live.nfctl("plan", "-", input=two).returncode == 0
+
+
+def test_a_damaged_policy_is_forgotten(live: Namespace) -> None:
+    """A record that somebody edited stands in the way of others, until it is forgotten."""
+    one, two = (
+        f"version: 1\nname: {name}\nfamilies: [ipv4]\ntables: {{filter: {{MINE: [-j DROP]}}}}\n"
+        for name in "ab"
+    )
+    assert live.nfctl("apply", "-", input=one).returncode == 0
+
+    def damage() -> None:
+        (record,) = State().directory.glob("policies/a/record.json")
+        record.write_text("{}")
+
+    live.python(damage)
+    refused = live.nfctl("plan", "-", input=two)
+    assert refused.returncode == 1
+    assert "was changed by another hand" in refused.stderr
+    assert live.nfctl("policy", "forget", "a").returncode == 0
+    assert live.nfctl("plan", "-", input=two).returncode == 0

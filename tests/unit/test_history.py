@@ -238,7 +238,9 @@ def test_a_damaged_entry_is_listed(state: State, said: Any) -> None:
     (_, damaged) = json.loads(said("history", "--json")[1])["entries"]
     assert (damaged["status"], list(damaged)) == ("damaged", ENTRY_KEYS)
     assert f"{file} was changed by another hand" in damaged["warning"]
-    assert "is damaged" in said("history", "show", "1")[1]
+    code, _, err = said("history", "show", "1")
+    assert code == 1
+    assert "is damaged" in err
     for option in ("--json", "--before"):
         code, _, err = said("history", "show", "1", option)
         assert code == 1

@@ -266,17 +266,20 @@ class State(Place):
         with durable.explained(self.directory):
             return records.read(directory, records.CONFIRMED if confirmed else records.CURRENT)
 
+    def policies(self) -> list[str]:
+        """Return the names of the policies that have a record, readable or not."""
+        if not self._there():
+            return []
+        with durable.explained(self.directory):
+            return sorted(listed(self._policies))
+
     def records(self, *, confirmed: bool = False, but_damaged: str = "") -> list[Record]:
         """Return the records of all policies, sorted by name.
 
         That of the policy ``but_damaged`` is left out if it cannot be read.
         """
-        if not self._there():
-            return []
-        with durable.explained(self.directory):
-            names = sorted(listed(self._policies))
         found = []
-        for name in names:
+        for name in self.policies():
             try:
                 record = self.record(name, confirmed=confirmed)
             except Damaged:
