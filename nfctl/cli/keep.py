@@ -1,7 +1,8 @@
 """The question behind ``nfctl apply --confirm``: keep it? One line on the terminal, counting down.
 
 Only a key that is struck after the change counts: one that was typed ahead says nothing about
-whether the terminal still works.
+whether the terminal still works. So does a letter in a word that was meant for somebody else: what
+follows a key without a meaning is passed over, up to a pause.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 YES, NO, LATE = "yes", "no", "late"
 
 _LOOK = 0.25  # seconds between looks at the entry: somebody else may confirm it
+_PAUSE = 1.0  # seconds without a key end what was typed
 _KEYS: Final = {b"y": YES, b"Y": YES, b"n": NO, b"N": NO, b"q": NO, b"\r": NO, b"\n": NO,
                 b"\x04": NO}  # fmt: skip
 
@@ -56,7 +58,7 @@ def ask(
             except termios.error:  # the terminal went away
                 keys = -1
             stack.callback(_write, screen, "\r\033[K")
-            shown = -1
+            shown, word = -1, -math.inf  # when the last key of a word was struck
             while not decided():
                 left = deadline - clock()
                 if left <= -patience:
@@ -68,7 +70,9 @@ def ask(
                 key = _key(keys, min(_LOOK, left + patience))
                 if key is None:  # hung up: the watchdog has the last word
                     keys = -1
-                elif key in _KEYS:
+                elif key and (key not in _KEYS or clock() - word <= _PAUSE):
+                    word = clock()
+                elif key:
                     return _KEYS[key]
     except KeyboardInterrupt:
         return NO

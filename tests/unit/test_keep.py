@@ -68,7 +68,7 @@ def test_it_counts_down(screen: Screen) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "answer"),
-    [(b"y", "yes"), (b"Y", "yes"), (b"n", "no"), (b"\r", "no"), (b"\x04", "no"), (b"x? y", "yes")],
+    [(b"y", "yes"), (b"Y", "yes"), (b"n", "no"), (b"\r", "no"), (b"\x04", "no"), (b"yes", "yes")],
 )
 def test_a_key_answers(screen: Screen, keys: bytes, answer: str) -> None:
     """The first key that means something is the answer, and the terminal is as it was."""
@@ -77,6 +77,13 @@ def test_a_key_answers(screen: Screen, keys: bytes, answer: str) -> None:
     assert screen.ask(60.0) == answer
     assert screen.now < 5
     assert termios.tcgetattr(screen.slave) == before
+
+
+def test_a_letter_in_a_word_is_no_answer(screen: Screen) -> None:
+    """What was typed for the shell neither keeps the change nor undoes it, up to a pause."""
+    screen.keys = [(2.0, b"systemctl stop any\n"), (20.0, b"y")]
+    assert screen.ask(60.0) == keep.YES
+    assert 20 <= screen.now < 25
 
 
 def test_others_decide(screen: Screen) -> None:
