@@ -59,7 +59,11 @@ _HINTS: Final = (
     ("expected <block end>", "keys of one mapping align, and so do the dashes of a list"),
     ("did not find expected '-'", "the dashes of a list align"),
     ("unexpected end of stream", "a quote is never closed"),
-    ("expected ',' or", "a bracket or brace is never closed, or a comma is missing"),
+    (
+        "expected ',' or",
+        "a bracket or brace is never closed, a comma is missing, or "
+        'a text with { or [ in it is not quoted: "${name}"',
+    ),
     ("node content", 'quote a word that begins with ":" or another sign of YAML'),
     ("expected the node content", 'quote a word that begins with ":" or another sign of YAML'),
     ("expected <document start>", "one document is one mapping, list or value"),

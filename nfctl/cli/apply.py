@@ -20,6 +20,7 @@ it; ``flushed`` is null without --flush-flows.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -35,6 +36,8 @@ from nfctl.cli.reading import wanted_of
 from nfctl.errors import BadInput, Locked, NfctlError, RolledBack
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nfctl.control.apply import Options, Outcome
     from nfctl.control.journal.entries import Entry
     from nfctl.control.journal.state import State
@@ -110,6 +113,7 @@ def apply(
     """
     from nfctl.control.apply import Options, apply_files
     from nfctl.control.apply import apply as apply_policy
+    from nfctl.control.guard import SSH
     from nfctl.control.journal.state import State
     from nfctl.kernel import netns as namespaces
 
@@ -124,16 +128,27 @@ def apply(
         else:
             wanted = _read(file, ipv4, ipv6, options)
             outcome = apply_policy(wanted, state=state, options=options)
-        try:
+        with heard(outcome.status):
             if as_json:
                 print_json(_document(outcome))
                 return
-            if not quiet:
+            if quiet:
+                notes = [note for note in outcome.change.notes if note.startswith(SSH)]
+                for line in notes + _unguarded(outcome):
+                    print(f"nfctl: warning: {line}", file=sys.stderr)
+            else:
                 write(_text(outcome))
-        except OSError as error:  # the change is made, whoever hears of it
-            print(f"nfctl: it is {outcome.status}, and cannot be told: {error}", file=sys.stderr)
         if outcome.status == "unconfirmed":
             _wait_for_word(state, outcome, options, netns)
+
+
+@contextlib.contextmanager
+def heard(what: str) -> Iterator[None]:
+    """Print in the ``with`` block what is done: that nobody can hear it makes it no failure."""
+    try:
+        yield
+    except OSError as error:
+        print(f"nfctl: it is {what}, and cannot be told: {error}", file=sys.stderr)
 
 
 def _seconds(confirm: float | None) -> float | None:
@@ -202,16 +217,7 @@ def _text(outcome: Outcome) -> str:
     width = shutil.get_terminal_size((80, 24)).columns if terminal else 0
     colour = terminal and not os.environ.get("NO_COLOR")
     lines = [show.text(outcome.change, colour=colour, width=width).rstrip("\n"), ""]
-    lines += [
-        f"{answer.flow} is cut off, as --force allows: {answer.reason}"
-        for answer in outcome.guarded
-        if not answer.allowed
-    ]
-    lines += [
-        f"{answer.flow} could not be tried: {answer.reason}"
-        for answer in outcome.guarded
-        if answer.how in {"unknown", "skipped"}
-    ]
+    lines += _unguarded(outcome)
     if outcome.flushed is not None:
         flushed = outcome.flushed
         lines.append(
@@ -226,6 +232,20 @@ def _text(outcome: Outcome) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _unguarded(outcome: Outcome) -> list[str]:
+    """Say which guarded flows may not live through the change."""
+    cut = [
+        f"{answer.flow} is cut off, as --force allows: {answer.reason}"
+        for answer in outcome.guarded
+        if not answer.allowed
+    ]
+    return cut + [
+        f"{answer.flow} could not be tried: {answer.reason}"
+        for answer in outcome.guarded
+        if answer.how in {"unknown", "skipped"}
+    ]
+
+
 # --- the confirmation ---------------------------------------------------------------------------
 
 
@@ -237,11 +257,11 @@ def _wait_for_word(state: State, outcome: Outcome, options: Options, netns: str 
     if entry is None or deadline is None:
         return
     there = f" --netns {netns}" if netns else ""
-    print(
-        f"applied for {options.confirm:g} s: history entry {entry.number}; "
-        f"confirm with: nfctl confirm{there}",
-        flush=True,
-    )
+    with heard(outcome.status):
+        write(
+            f"applied for {options.confirm:g} s: history entry {entry.number}; "
+            f"confirm with: nfctl confirm{there}\n"
+        )
     if not keep.can_ask():
         return
 
@@ -265,7 +285,8 @@ def _confirm(state: State, number: int | None) -> Entry:
 
 
 def _confirmed(entry: Entry) -> None:
-    print(f"confirmed: history entry {entry.number}; nfctl rollback undoes it")
+    with heard("confirmed"):
+        write(f"confirmed: history entry {entry.number}; nfctl rollback undoes it\n")
 
 
 def _roll_back(state: State, number: int, why: str) -> None:
@@ -332,6 +353,7 @@ def confirm(
     with namespaces.entered(netns):
         entry = _confirm(State(), number)
     if as_json:
-        print_json(entry.document())
+        with heard("confirmed"):
+            print_json(entry.document())
     else:
         _confirmed(entry)

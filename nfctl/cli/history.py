@@ -140,6 +140,7 @@ def rollback(
 
     [bold]Example:[/bold] nfctl rollback 12
     """
+    from nfctl.cli.apply import heard
     from nfctl.control import undo
     from nfctl.control.journal.state import State
     from nfctl.kernel.netns import entered
@@ -152,9 +153,12 @@ def rollback(
 
             entry = _document(outcome.entry, state) if outcome.entry else None
             made = document(outcome.change)
-            print_json({"status": outcome.status, "entry": entry, "change": made})
+            with heard("undone"):
+                print_json({"status": outcome.status, "entry": entry, "change": made})
             return
-        write(_undone(outcome, state))
+        text = _undone(outcome, state)
+        with heard("undone"):
+            write(text)
 
 
 # --- documents ----------------------------------------------------------------------------------
@@ -220,7 +224,14 @@ def _table(entries: list[Entry], state: State) -> str:
         ]
         for entry in entries
     ]
-    return columns([[visible(cell) for cell in row] for row in rows])
+    rows = [[visible(cell) for cell in row] for row in rows]
+    width = _width()
+    lines = columns(rows).splitlines(keepends=True)
+    if width and max(map(len, lines)) > width + 1:  # the line's end among them
+        heads = columns([row[:-1] for row in rows]).splitlines(keepends=True)
+        below = ["", *(f"        {row[-1]}\n" if row[-1] else "" for row in rows[1:])]
+        lines = [line for pair in zip(heads, below, strict=True) for line in pair]
+    return "".join(lines)
 
 
 def _status(entry: Entry, state: State) -> str:
@@ -299,16 +310,22 @@ def _who(entry: Entry) -> str:
 def _plan(change: Change) -> str:
     from nfctl.control import show
 
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size((80, 24)).columns if terminal else 0
-    return show.text(change, colour=terminal and not os.environ.get("NO_COLOR"), width=width)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return show.text(change, colour=colour, width=_width())
+
+
+def _width() -> int:
+    """Return how many characters a line of the terminal has; 0 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
 
 
 def _undone(outcome: Outcome, state: State) -> str:
     from nfctl.text import visible
 
-    if outcome.entry is None:
+    if outcome.status == "unchanged":
         return "nothing had to be changed: all of it was undone already\n"
+    if outcome.entry is None:  # the journal took none; a note says why
+        return f"{_plan(outcome.change)}\nundone\n"
     number = outcome.entry.number
     undone = [state.entry(each) for each in outcome.entry.undoes]
     lines = [f"undone: {_name(entry)}, {_local(entry.when)}" for entry in undone]

@@ -75,6 +75,7 @@ def plan(
         )
     if saved is not None:
         change.notes += _outdated(change, saved)
+    change.notes += _mistaken(change)
     if out is not None:
         savedplan.write(out, change, wanted, exclusive=exclusive)
     if as_json:
@@ -86,6 +87,22 @@ def plan(
         write(show.text(change, colour=colour, width=width, full=full))
     if change.changes:
         raise typer.Exit(1)
+
+
+def _mistaken(change: Change) -> list[str]:
+    """Say which new chains are called as a built-in one, but for case: no packet meets them."""
+    from nfctl.ruleset.names import BUILTIN_CHAINS
+
+    wrong = {
+        (table.table, chain.name): chain.name.upper()
+        for table in change.tables
+        for chain in table.chains
+        if chain.created and chain.name.upper() in BUILTIN_CHAINS[table.table]
+    }
+    return [
+        f"chain {name} of table {table} is a new one: the built-in one is {builtin}"
+        for (table, name), builtin in wrong.items()
+    ]
 
 
 def _outdated(change: Change, saved: SavedPlan) -> list[str]:

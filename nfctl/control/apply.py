@@ -226,7 +226,8 @@ def _planner(wanted: Wanted, state: State, exclusive: bool, resolve: bool) -> Pl
     theirs = {each["name"] for record in others for each in record.sets}
     # a set that others fill is theirs, whoever made it
     mine = {each["name"] for record in own for each in record.sets if each["entries"] is not None}
-    sets = Sets(wanted.sets, mine - theirs)
+    left = {name for record in own for name in record.left}
+    sets = Sets(wanted.sets, mine - theirs, left - theirs)
     named = {each.name for each in wanted.sets}
     filled = {each["name"] for record in own for each in record.sets if each["entries"] is None}
     planner = Planner(
@@ -328,10 +329,11 @@ class _Apply:
         record = Record.of(self.wanted, options.exclusive).beside(
             old if isinstance(old, Record) else None
         )
+        record.left = sets.going
         state.ready(2 * sum(map(len, before.values())) + sum(map(len, record.text.values())))
-        entry = self._begin(self.outcome.change, before, sets)
-        self.outcome.entry = entry
-        with contextlib.ExitStack() as calm:
+        with state.spare(record.sets) as spare, contextlib.ExitStack() as calm:
+            entry = self._begin(self.outcome.change, before, sets)
+            self.outcome.entry = entry
             try:
                 if options.confirm is not None:
                     from nfctl.control.confirmation import watchdog
@@ -343,10 +345,15 @@ class _Apply:
                 state.put_record(record, confirmed=False)
                 blobs = write(plans, sets)
             except BaseException as error:
+                spare.release()
                 self._failed(entry, old, error)
                 raise
+            spare.release()
             try:  # before it is marked: what is left by who is killed here is looked for later
                 left = sets.finish()
+                if record.left != sets.left:
+                    record.left = sets.left
+                    state.put_record(record, confirmed=False)
             finally:
                 self._done(entry, record)
         self.outcome.change.notes += [f"set {each.name} stays: {each.note}" for each in left]
@@ -362,6 +369,7 @@ class _Apply:
         self.outcome = Outcome(change, UNCHANGED)
         sets.finish()  # what others that were killed have left
         record = Record.of(self.wanted, self.options.exclusive)
+        record.left = sets.left
         old = confirmed = None
         with contextlib.suppress(NfctlError):
             old = self.state.record(record.name)
@@ -371,7 +379,7 @@ class _Apply:
             old is None
             or confirmed is None
             or not old.digest == confirmed.digest == record.digest
-            or old.files != record.files
+            or (old.files, old.left) != (record.files, record.left)
         ):
             if self._quick is None:
                 known.forget(self.state)
@@ -464,8 +472,14 @@ def write(plans: Plans, sets: Sets) -> dict[tuple[int, str], Blob]:
             writing.make()
             writing.commit()
             return writing.blobs
-    except BaseException:
-        sets.revert()
+    except BaseException as error:
+        try:
+            sets.revert()
+        except NfctlError as left:
+            if not isinstance(error, NfctlError):
+                raise
+            msg = f"{error.message}; AND {left.message}"
+            raise HalfApplied(msg, hint=error.hint, where=error.where) from None
         raise
 
 
@@ -473,6 +487,8 @@ def _check_saved(plans: Plans, saved: SavedPlan) -> None:
     for plan_ in plans.tables:
         live = plan_.live
         digest = saved.digests.get((live.family, live.table))
-        if digest is not None and digest != live.digest():
+        if digest is None and not plan_.changes:
+            continue
+        if digest != live.digest():  # also of a table that another apply has added to the policy
             msg = f"table {live.table} (IPv{live.family}) was changed since the plan was made"
             raise Changed(msg, hint="make the plan again: nfctl plan --out")

@@ -133,6 +133,8 @@ def operator(environ: Mapping[str, str] | None = None) -> Flow | None:
         source, zone = _address(words[0])
         destination, other = _address(words[2])
         source_port, port = int(words[1]), int(words[3])
+        for address in (source, destination):
+            _check_host(address)
     except ValueError:
         return None
     if not (0 < source_port < 1 << 16 and 0 < port < 1 << 16):
@@ -200,10 +202,18 @@ def _end(text: str, protocol: str, where: str) -> tuple[str, int, str]:
         found, zone = _address(address)
     except ValueError:
         raise _bad(where, f"{address!r} is no IP address") from None
-    parsed = ipaddress.ip_address(found)
-    if parsed.is_multicast or parsed.is_unspecified:
-        raise _bad(where, f"{address} is the address of no host")
+    try:
+        _check_host(found)
+    except ValueError as error:
+        raise _bad(where, str(error)) from None
     return found, _port(port, protocol, where) if port else 0, zone
+
+
+def _check_host(address: str) -> None:
+    parsed = ipaddress.ip_address(address)
+    if parsed.is_multicast or parsed.is_unspecified:
+        msg = f"{address} is the address of no host"
+        raise ValueError(msg)
 
 
 def _port(text: str, protocol: str, where: str) -> int:

@@ -80,7 +80,7 @@ class QuickPlanner:
         if any(known["exclusive"] != exclusive for known in self._known.values()):
             raise NotQuick
         record = state.record(DEFAULT_NAME)
-        if record is None or record.sets or not set(files) <= set(record.raw):
+        if record is None or record.sets or record.left or not set(files) <= set(record.raw):
             raise NotQuick
         self._record = record
         self.wanted = self._light(files, record)

@@ -53,6 +53,7 @@ class Live:
         self._specs: dict[str, list[str]] = {}
         self._asked = 0
         self._lines: list[str] = []  # of the rules, printed before
+        self._starts: dict[str, int] = {}  # where those of each chain begin
 
     @property
     def user_chains(self) -> list[str]:
@@ -92,21 +93,22 @@ class Live:
     def print_as(self, text: str) -> None:
         """Take the table's text, with or without counters, from who printed it before."""
         lines = text.split("\n")[1 + len(self.chains) : -2]
+        starts, count = {}, 0
+        for name, _, spans in self.chains.values():
+            starts[name] = count
+            count += len(spans)
+        if len(lines) != count:  # a comment with a line end in it
+            return
         if lines and lines[0][:1] == "[":
             lines = [line.partition(" ")[2] for line in lines]
-        self._lines = lines
+        self._lines, self._starts = lines, starts
 
     def lines(self, chain: str) -> list[str]:
         """Return a chain's rules as iptables-save prints them, ``-A CHAIN`` and all."""
         if not self._lines:
             return [f"-A {chain} {spec}".rstrip(" ") for spec in self.specs(chain)]
-        start = 0
-        spans: list[Span] = []
-        for name, _, spans in self.chains.values():
-            if name == chain:
-                break
-            start += len(spans)
-        return self._lines[start : start + len(spans)]
+        start = self._starts[chain]
+        return self._lines[start : start + len(self.chains[chain].spans)]
 
     def specs(self, chain: str, indices: Iterable[int] | None = None) -> list[str]:
         """Return the text of a chain's rules, or of some, as iptables-save prints them."""

@@ -9,7 +9,7 @@ What the policy decides about:
 - with ``exclusive``, each table that it names, whoever made what is in there.
 
 All else stays as it is. Two policies share the rules of a built-in chain, but neither its policy
-nor a chain of their own.
+nor a chain of their own; what one keeps as another's, the other did not put there and keeps, too.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class Planner:
         self._ownership = Ownership(wanted.keep)
         self._own = [_Own(record) for record in own]
         self._others = [(record.name, record.wanted()) for record in others]
+        # what another policy keeps is not this one's either, if that did not put it there
+        self._keeps = [(name, Ownership(p.keep)) for name, p in self._others if p.keep]
         for name, policy in self._others:
             for family, tables in policy.tables.items():
                 for table, what in tables.items():
@@ -154,6 +156,8 @@ class Planner:
         change.notes += self.notes
         if self.sets is not None:
             change.sets = [*self.sets.changes]
+            if self.sets.obstacle is not None:
+                change.notes.append(f"apply will refuse this: {self.sets.obstacle.message}")
         return change
 
     def _families(self) -> list[int]:
@@ -251,7 +255,8 @@ class Planner:
         others = self._ownership.others.get((live.family, live.table), {})
         free = [c for c in free if c not in others and not self._ownership.chain_owner(c)]
         if what is not None and what.whole:
-            return free
+            keeps = [keep for _, keep in self._keeps]
+            return [c for c in free if c in mine or not any(k.chain_owner(c) for k in keeps)]
         return [chain for chain in free if chain in mine]
 
     def _released(
@@ -293,10 +298,11 @@ class Planner:
         self, live: Live, released: dict[str, Counter[bytes]], coder: Coder
     ) -> Callable[[str, int], str]:
         """Return who owns the rules of a table that the policy does not want."""
-        tables = self.wanted.tables.get(live.family, {})
-        if self.exclusive and live.table in tables:
+        family, table = live.family, live.table
+        if self.exclusive and table in self.wanted.tables.get(family, {}):
             return lambda _chain, _index: ""
         theirs: dict[str, dict[bytes, str]] = {}
+        mine: dict[str, Counter[bytes]] = {}
 
         def owner(chain: str, index: int) -> str:
             rule = live.canonical(chain)[index]
@@ -305,9 +311,25 @@ class Planner:
             if chain not in theirs:
                 theirs[chain] = self._rules_of_others(live, chain, coder)
             found = theirs[chain].get(rule, "")
-            return found or self._ownership.owner(live.family, live.table, live.spec(chain, index))
+            spec = live.spec(chain, index) if not found else ""
+            found = found or self._ownership.owner(family, table, spec)
+            if found or not self._keeps:
+                return found
+            if chain not in mine:
+                mine[chain] = self._rules_of_mine(live, chain, coder)
+            if rule in mine[chain]:
+                return ""
+            keeps = self._keeps
+            return next((f"policy {n}" for n, k in keeps if k.owner(family, table, spec)), "")
 
         return owner
+
+    def _rules_of_mine(self, live: Live, chain: str, coder: Coder) -> Counter[bytes]:
+        found: Counter[bytes] = Counter()
+        for own in self._own:
+            table = own.policy.tables.get(live.family, {}).get(live.table)
+            found |= self._encoded(live, chain, table, coder)
+        return found
 
     def _rules_of_others(self, live: Live, chain: str, coder: Coder) -> dict[bytes, str]:
         found: dict[bytes, str] = {}

@@ -8,6 +8,7 @@ what the kernel has to hold afterwards, to be compared with what it does hold.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nfctl.control.change import ADD, DELETE, KEPT, SAME, ChainChange, Line, Run, TableChange
@@ -182,14 +183,17 @@ class TablePlan:
                     found = found + live[at : at + count]
                 elif kind == ADD and plan is not None:
                     found = found + self._jumps_of(plan.goal.entries[beside : beside + count])
-            known = self._chain_names() - set(BUILTIN_CHAINS[self.live.table])
-            jumps[chain] = [(to, number) for number, to in enumerate(found, 1) if to in known]
+            builtin = BUILTIN_CHAINS[self.live.table]
+            jumps[chain] = [
+                (to, number)
+                for number, to in enumerate(found, 1)
+                if to in self._chain_names and to not in builtin
+            ]
         return iter(jumps[chain])
 
     def _jumps_added(self, plan: ChainPlan) -> bool:
-        known = self._chain_names()
         return any(
-            to in known
+            to in self._chain_names
             for run in plan.merge.runs
             if run.kind == ADD
             for to in self._jumps_of(plan.goal.entries[run.wanted : run.wanted + run.length])
@@ -198,7 +202,7 @@ class TablePlan:
     def _jumps_of(self, entries: Sequence[bytes]) -> list[str]:
         # a rule whose set is not there yet is looked at by the kernel itself
         real = [entry for entry in entries if not is_stand_in(entry)]
-        parts = parts_of(real, self.live.family, self._chain_names())
+        parts = parts_of(real, self.live.family, self._chain_names)
         return [(one.jump or b"").decode("utf-8", "surrogateescape") for one in parts]
 
     # --- showing ------------------------------------------------------------------------------
@@ -252,10 +256,11 @@ class TablePlan:
         pending = set(goal.pending)
         real = [index for index in indices if index not in pending]
         entries = [goal.entries[index] for index in real]
-        parts = parts_of(entries, live.family, self._chain_names())
+        parts = parts_of(entries, live.family, self._chain_names)
         specs = dict(zip(real, live.decoder.specs(parts), strict=True))
         return [specs[i] if i in specs else goal.texts[i] for i in indices]
 
+    @cached_property  # it is asked for by each chain, of which there may be thousands
     def _chain_names(self) -> set[str]:
         return {*self.live.chains, *self.chains}
 

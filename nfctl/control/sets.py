@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 class Sets:
     """A policy's sets, and the sets that it ``owned`` before, beside what the kernel has.
 
-    ``changes`` says what happens to each; ``missing`` are wanted ones that are not there;
-    ``obstacle`` is the error that prepare() would raise before it does anything, or None.
-    Acts in the network namespace of the calling thread. ``pause`` waits so many seconds, where
-    another program is busy with a set.
+    ``changes`` says what happens to each; ``missing`` are wanted ones that are not there, or are
+    of another type: rules hold a set's number, which the new one has yet to get. ``obstacle``
+    is the error that prepare() would raise before it does anything, or None. ``left`` were to go
+    before and were in use by others: they go once they are not, and are named here until then,
+    as those that finish() cannot destroy. Acts in the network
+    namespace of the calling thread. ``pause`` waits so many seconds, where another program is
+    busy with a set.
 
     Raises BadInput for what cannot be a set or an entry, and for a set filled by others that is
     of another type; NotPermitted; Unsupported where the kernel lacks a type.
@@ -51,6 +54,7 @@ class Sets:
         self,
         wanted: Sequence[WantedSet],
         owned: Collection[str] = (),
+        left: Collection[str] = (),
         *,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -58,15 +62,16 @@ class Sets:
         self.changes: list[SetChange] = []
         self.missing: set[str] = set()
         self.obstacle: NfctlError | None = None
+        self.left: list[str] = []
         self._pause = pause
         self._items: list[Item] = []
         self._unwanted: list[Header] = []
         self._strays = False  # sets that a crash left
         self._undo: list[Callable[[Ipset], None]] = []
         self._old: list[tuple[str, str]] = []  # temporary names with old contents, and types
-        if wanted or owned:  # else there need be no ipsets in the kernel
+        if wanted or owned or left:  # else there need be no ipsets in the kernel
             with Ipset(pause=pause) as kernel:
-                self._compare(kernel, wanted, owned)
+                self._compare(kernel, wanted, owned, left)
 
     @property
     def touched(self) -> list[str]:
@@ -74,19 +79,33 @@ class Sets:
         return [one.name for one in self.changes if one.action in {"swap", "destroy"}]
 
     @property
+    def going(self) -> list[str]:
+        """The names of sets that are to be destroyed, now or as soon as that can be."""
+        return [*self.left, *(header.name for header in self._unwanted)]
+
+    @property
     def created(self) -> list[str]:
         """The names of sets that come."""
         return [one.name for one in self.changes if one.action == "create"]
 
-    def _compare(self, kernel: Ipset, wanted: Sequence[WantedSet], owned: Collection[str]) -> None:
+    def _compare(
+        self,
+        kernel: Ipset,
+        wanted: Sequence[WantedSet],
+        owned: Collection[str],
+        left: Collection[str],
+    ) -> None:
         there = kernel.headers()
         self._strays = any(name.startswith(TEMPORARY) for name in there)
         self._items = sets_compare.items(wanted, there)
         sets_compare.compare(self._items, kernel, there)
         self.changes = [item.change for item in self._items]
-        self.missing = {item.name for item in self._items if item.live is None}
-        for name in sorted(set(owned).difference(item.name for item in self._items)):
-            if name in there:
+        self.missing = {item.name for item in self._items if item.live is None or item.replaces}
+        named = {item.name for item in self._items}
+        for name in sorted({*owned, *left} - named):
+            if name in there and name not in owned and there[name].references:
+                self.left.append(name)
+            elif name in there:
                 self._unwanted.append(there[name])
                 self.changes.append(_destruction(kernel, there[name]))
         self.obstacle = self._find_obstacle(kernel, there)
@@ -94,7 +113,8 @@ class Sets:
     def _find_obstacle(self, kernel: Ipset, there: dict[str, Header]) -> NfctlError | None:
         for item in self._items:
             if item.replaces and item.live is not None and item.live.references:
-                used = f"{item.live.references} rules or lists use it"
+                count = item.live.references
+                used = "a rule or list uses it" if count == 1 else f"{count} rules or lists use it"
                 if lists := _lists_with(kernel, there, item.name):
                     used += f", among them the list {', '.join(lists)}"
                 msg = (
@@ -132,7 +152,11 @@ class Sets:
     def _make(self, kernel: Ipset, item: Item) -> str:
         temporary = _temporary()
         with placed(item.wanted):
-            kernel.create(temporary, item.kind.name, item.family, item.wanted.options)
+            try:
+                kernel.create(temporary, item.kind.name, item.family, item.wanted.options)
+            except NfctlError as error:  # a hash that is too large for this machine
+                error.message = error.message.replace(temporary, item.name)
+                raise
             self._undo.append(lambda kernel: kernel.destroy(temporary))
             if item.packed is not None:
                 try:
@@ -198,6 +222,8 @@ class Sets:
             for name, kind in going:
                 if why := _destroy(kernel, name):
                     left.append(SetChange("kept", name, kind, note=why))
+                    if not name.startswith(TEMPORARY):
+                        self.left.append(name)
             if self._strays:
                 _clean(kernel)
         return left

@@ -17,6 +17,7 @@ from nfctl.control.change import SetChange
 from nfctl.errors import BadInput, NfctlError
 from nfctl.kernel import ipset, ipset_types
 from nfctl.kernel.ipset import Header, Ipset, Packed
+from nfctl.kernel.ipset_answers import EntryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,9 +86,16 @@ def _item(wanted: WantedSet, live: Header | None) -> Item:
 
 @contextlib.contextmanager
 def placed(wanted: WantedSet) -> Iterator[None]:
-    """Give errors in the block the place of a wanted set."""
+    """Give errors in the block the place of a wanted set, or of the entry they are about."""
     try:
         yield
+    except EntryError as error:
+        where = wanted.where
+        if error.index < len(wanted.origins):
+            where = wanted.origins[error.index].where
+        if where is not None:
+            error.at(where)
+        raise
     except NfctlError as error:
         if wanted.where is not None:
             error.at(wanted.where)

@@ -11,6 +11,7 @@ had when they went.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from nfctl.policy.wanted import WantedChain, WantedRule, WantedTable
 from nfctl.ruleset.names import BUILTIN_CHAINS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from nfctl.control.change import Change
     from nfctl.control.goal import ChainGoal
@@ -45,6 +46,9 @@ _UNDOABLE = {
     entries.PREPARED,
     entries.INTERRUPTED,
 }
+
+# a rule with its quotes closed; in them a backslash protects what follows
+_CLOSED = re.compile(r'[^"]*(?:"(?:[^"\\]|\\.)*"[^"]*)*', re.DOTALL)
 
 Key = tuple[int, str, str]  # family, table, chain
 
@@ -148,6 +152,7 @@ class _Undo:
         self.why = why
         self._sides = {family: FamilySide(family) for family in FAMILIES}
         self._chains: dict[Key, _Chain] = {}
+        self._spare = contextlib.ExitStack()  # room on the disk for what is noted at the end
 
     def run(self) -> Outcome:
         with Snapshot(self._sides, self.state) as snapshot:
@@ -160,19 +165,24 @@ class _Undo:
             if not change.changes:
                 self._settle(None)
                 return Outcome(change, UNCHANGED)
-            if sets.obstacle is not None:
+            if sets.obstacle is not None and _waiting(plans):
                 raise sets.obstacle
             new = self._begin(change, snapshot.texts(), sets)
-        with undisturbed():  # a Ctrl-C must not be taken for a failure: it comes after
+        with self._spare, undisturbed():  # a Ctrl-C must not be taken for a failure: it comes after
             return self._write(plans, sets, new, change)
 
     def _write(self, plans: Plans, sets: Sets, new: Entry | None, change: Change) -> Outcome:
+        late = sets.obstacle is not None
         try:
-            write(plans, sets)
+            write(plans, Sets(()) if late else sets)
+            self._spare.close()
         except BaseException as error:
+            self._spare.close()
             if new is not None:
                 self.state.mark(new.number, entries.FAILED, reason=str(error))
             raise
+        if late:
+            sets = self._afterwards(change)
         left = sets.finish()
         change.notes += [f"set {each.name} stays: {each.note}" for each in left]
         if new is None:
@@ -182,6 +192,19 @@ class _Undo:
         new = self.state.mark(new.number, entries.APPLIED)
         self._settle(new)
         return Outcome(change, APPLIED, new)
+
+    def _afterwards(self, change: Change) -> Sets:
+        """Change sets that could not be replaced before the rules that used them were gone.
+
+        The tables are put back by now, and do not need them: what fails is only told.
+        """
+        try:
+            sets = self._sets()
+            sets.prepare()
+        except NfctlError as error:
+            change.notes.append(f"the sets stay as they are: {error.message}")
+            return Sets(())
+        return sets
 
     # --- in memory ----------------------------------------------------------------------------
 
@@ -232,13 +255,14 @@ class _Undo:
                 if change["action"] == "create":
                     gone.add(change["name"])
                     text.pop(change["name"], None)
-            for line in entry.sets.splitlines(keepends=True):
-                words = line.split()
-                if words[0] == "create":
-                    text[words[1]] = []
-                    gone.discard(words[1])
-                text[words[1]].append(line)
-        return of_saved("".join(line for lines in text.values() for line in lines), gone)
+            for line in filter(None, entry.sets.split("\n")):
+                command, _, rest = line.partition(" ")
+                name = rest.partition(" ")[0]
+                if command == "create":
+                    text[name] = []
+                    gone.discard(name)
+                text.setdefault(name, []).append(line)
+        return of_saved("\n".join(line for lines in text.values() for line in lines), gone)
 
     # --- to the kernel --------------------------------------------------------------------------
 
@@ -296,6 +320,7 @@ class _Undo:
         document = show.document(change)
         try:
             self.state.ready(2 * sum(map(len, before.values())))
+            self._spare.enter_context(self.state.spare())
             return self.state.begin(
                 policy=self.chosen[0].policy,
                 action="rollback",
@@ -306,6 +331,7 @@ class _Undo:
                 summary=counts(document),
             )
         except (NotPermitted, Unsupported) as error:
+            self._spare.close()
             change.notes.append(f"the journal has no entry of this: {error.message}")
             return None
 
@@ -350,6 +376,11 @@ class _Undo:
                     state.drop_record(name)
 
 
+def _waiting(plans: Plans) -> bool:
+    """Whether rules come back that name sets which are yet to be made."""
+    return any(chain.goal.pending for plan in plans.tables for chain in plan.chains.values())
+
+
 class Before:
     """The rules of an entry's text from before, with their counters.
 
@@ -361,7 +392,7 @@ class Before:
         self._rules: dict[tuple[str, str], list[tuple[str, tuple[int, int]]]] = {}
         self._policies: dict[tuple[str, str], tuple[int, int]] = {}
         table = ""
-        for line in text.split("\n"):
+        for line in _lines(text):
             if line[:1] == "[":
                 counters, _, rule = line[1:].partition("] -A ")
                 chain, _, spec = rule.partition(" ")
@@ -379,6 +410,18 @@ class Before:
     def policy_counters(self, table: str, chain: str) -> tuple[int, int]:
         """Return (packets, bytes) of a built-in chain's policy."""
         return self._policies.get((table, chain), (0, 0))
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield lines; a rule with a line end in its comment is one."""
+    begun = ""
+    for piece in text.split("\n"):
+        line, begun = f"{begun}\n{piece}" if begun else piece, ""
+        spec = line.partition("] -A ")[2].partition(" ")[2] if line[:1] == "[" else ""
+        if '"' in spec and _CLOSED.fullmatch(spec) is None:
+            begun = line
+        else:
+            yield line
 
 
 def _pair(counters: str) -> tuple[int, int]:

@@ -124,7 +124,10 @@ class Expander:
             return split(text, source="rule")
         except BadInput as error:
             at = error.where.column - 1 if error.where else 0
-            raise node.error(error.message, where=place(node, at)) from None
+            wrong = node.error(error.message, where=place(node, at))
+            if not node.style and " #" in wrong.excerpt:
+                wrong.hint = 'in YAML " #" begins a comment: put the rule in single quotes'
+            raise wrong from None
 
     # --- families -----------------------------------------------------------------------------
 

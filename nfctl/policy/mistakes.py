@@ -71,6 +71,8 @@ def _told(
     if kind == "missing":
         node, path = _follow(root, loc)
         hint = "a policy begins with: version: 1" if loc == ("version",) else ""
+        if loc[-1] == "rule" and any(" " in key for key in node.pairs):
+            hint = "a rule with a colon and a blank in it is put in single quotes: '...'"
         return node.error(f'the key "{loc[-1]}" is missing', hint)
     if loc[-1:] == ("[key]",):
         name = str(loc[-2])

@@ -7,7 +7,8 @@ policy that the kernel has. Counters in the file mean nothing to a policy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from nfctl.errors import BadInput, Where, excerpt
 from nfctl.policy.source import STDIN, Files
@@ -17,6 +18,9 @@ from nfctl.ruleset.names import BUILTIN_CHAINS, check_new_chain
 
 if TYPE_CHECKING:
     from nfctl.ruleset.script import Append, Command, Section
+
+# What begins a policy, behind comments.
+_YAML: Final = re.compile(r"(?:[ \t\r]*+(?:#[^\n]*)?\n|---[ \t\r]*\n)*+[a-z]+:(?:\s|$)")
 
 
 def read(v4: str | None, v6: str | None) -> Wanted:
@@ -48,6 +52,8 @@ def parse(data: bytes, source: str = STDIN, family: int = 4) -> dict[str, Wanted
                 raise BadInput(msg, where=Where(source, section.line, 1))
             tables[section.table] = _table(section, source)
     except BadInput as error:
+        if _YAML.match(text):
+            error.hint = f"a YAML policy is for both families: leave out the -{family}"
         error.excerpt = error.excerpt or excerpt(text, error.where)
         raise
     return tables

@@ -120,6 +120,7 @@ class Sets:
             wanted = WantedSet(own, kind, family, dict(options), None, key.where)
             if entries is not None:
                 wanted.entries = [entry.text for entry in entries[family].values()]
+                wanted.origins = [entry.node for entry in entries[family].values()]
             self._sets.append(wanted)
 
     def _once(self, key: Node, name: str) -> None:

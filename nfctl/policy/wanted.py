@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from nfctl.errors import Where
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nfctl.document import Node
     from nfctl.ruleset.words import Word
 
@@ -63,7 +65,7 @@ class WantedSet:
 
     ``options`` are create options by their names in ipset(8), as text ("timeout": "300");
     a flag's value is "". ``type`` is as in ipset(8): ``hash:ip``. ``family`` is 4 or 6, or 0
-    for types that have none.
+    for types that have none. ``origins`` are the entries' places in a YAML policy, one each.
     """
 
     name: str
@@ -72,6 +74,7 @@ class WantedSet:
     options: dict[str, str] = field(default_factory=dict)
     entries: list[str] | None = None
     where: Where | None = None
+    origins: Sequence[Node] = field(default=(), compare=False, repr=False)
 
 
 class Keep(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 from nfctl.control import apply as control
 from nfctl.control.planning import TablePlan
-from nfctl.errors import BadInput, NfctlError, RolledBack
+from nfctl.errors import BadInput, HalfApplied, NfctlError, RolledBack
 from nfctl.kernel.table import Table
 from nfctl.policy import reading
 from tests.kernel import applying, play
@@ -189,6 +189,28 @@ def test_two_policies_share_a_chain(netns: Namespace) -> None:
         applied("  filter: {INPUT: []}", "dns")
         assert chains() == {"INPUT": [], "FORWARD": [], "OUTPUT": []}
         assert policies_of(play.saved())["INPUT"] == "DROP"
+
+    netns.python(inside)
+
+
+def test_what_another_policy_keeps(netns: Namespace) -> None:
+    """What one policy keeps the other does not delete, but for rules that it put there itself."""
+    keep = "keep: [{chain: 'vpn*'}, {comment: ours*}]\ntables:\n"
+    theirs = ["-j vpn", '-m comment --comment "ours too" -j ACCEPT']
+    mine = '-m comment --comment "ours, of dns" -j ACCEPT'
+
+    def inside() -> None:
+        by_hand("iptables-legacy -N vpn", "iptables-legacy -A INPUT -j vpn")
+        comment = ["-m", "comment", "--comment", "ours too", "-j", "ACCEPT"]
+        assert play.oracle(["iptables-legacy", "-A", "INPUT", *comment]).code == 0
+        applied(keep + WEB)
+        before = chains()["INPUT"]
+        assert before[:2] == theirs
+        applied(f"  filter: {{INPUT: ['{mine}']}}", "dns")
+        assert sorted(chains()["INPUT"]) == sorted([*before, mine])
+        applied("  filter: {INPUT: []}", "dns")
+        assert chains()["INPUT"] == before
+        assert "vpn" in chains()
 
     netns.python(inside)
 
@@ -570,6 +592,106 @@ def test_a_rollback_brings_sets_back(netns: Namespace) -> None:
     netns.python(inside)
 
 
+def test_the_snapshot_of_a_large_table(netns: Namespace) -> None:
+    """Its text, which is remembered, is the oracle's, also if a comment holds a line end."""
+
+    def inside() -> None:
+        many = "-A INPUT -s 192.0.2.1/32 -j DROP\n" * 3000
+        applying.restored(f"*filter\n{many}COMMIT\n")
+        comment = ["-m", "comment", "--comment", "two\nlines", "-j", "ACCEPT"]
+        assert play.oracle(["iptables-legacy", "-I", "INPUT", *comment]).code == 0
+        for rule in ("-j ACCEPT", "-j DROP", "-j RETURN"):
+            before = play.saved()
+            applied(f"  filter: {{web: ['{rule}']}}")
+            assert state().entries()[-1].before_text(4) == before
+
+    netns.python(inside)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_set_of_another_type(used: bool, netns: Namespace) -> None:
+    """Rules get the set that takes the place of one of another type; a rollback brings that back.
+
+    What somebody uses by then cannot be replaced: the rules are put back all the same.
+    """
+    from nfctl.control.undo import rollback
+
+    ports = "sets: {listed: {type: 'hash:net,port', entries: ['192.0.2.0/24,tcp:80']}}\ntables:\n"
+
+    def inside() -> None:
+        by_hand("ipset create listed hash:ip comment")
+        told = "one\x85two\u2028three"
+        assert play.oracle(["ipset", "add", "listed", "192.0.2.1", "comment", told]).code == 0
+        before = play.oracle(["ipset", "save"]).out
+        applied(f"{ports}  filter: {{INPUT: ['-m set --match-set listed src,dst -j DROP']}}")
+        assert chains()["INPUT"] == ["-m set --match-set listed src,dst -j DROP"]
+        assert "192.0.2.0/24,tcp:80" in play.oracle(["ipset", "save"]).out
+        assert sets() == ["listed"]
+        refused = planned(f"{SETS}{NAT}")
+        assert any("apply will refuse this: set listed is of" in note for note in refused.notes)
+        if used:
+            by_hand("iptables-legacy -A OUTPUT -m set --match-set listed src,dst")
+        outcome = rollback(state())
+        assert chains()["INPUT"] == []
+        after = play.oracle(["ipset", "save"]).out
+        if used:
+            assert "hash:net,port" in after
+            assert any("the sets stay as they are" in note for note in outcome.change.notes)
+        else:
+            assert after.partition(" bucketsize")[0] == before.partition(" bucketsize")[0]
+            assert after.partition("\n")[2] == before.partition("\n")[2]
+
+    netns.python(inside)
+
+
+def test_a_set_goes_after_its_last_rule(netns: Namespace) -> None:
+    """A set that another's rule still uses stays, and goes with the first apply after that rule."""
+    name = "sets: {listed: {type: 'hash:ip', entries: [192.0.2.1]}}\n"
+    rule = "-m set --match-set listed src -j DROP"
+
+    def inside() -> None:
+        applied(f"{name}tables: {{filter: {{INPUT: ['{rule}']}}}}")
+        by_hand(f"iptables-legacy -A OUTPUT {rule}")
+        gone = applied("tables: {filter: {INPUT: []}}")
+        assert gone.change.notes == ["set listed stays: still in use by rules or lists (1)"]
+        assert applied("tables: {filter: {INPUT: []}}").status == "unchanged"
+        assert sets() == ["listed"]
+        by_hand(f"iptables-legacy -D OUTPUT {rule}")
+        assert [(s.action, s.name) for s in planned("tables: {filter: {INPUT: []}}").sets] == [
+            ("destroy", "listed")
+        ]
+        applied("tables: {filter: {INPUT: []}}")
+        assert sets() == []
+        by_hand("ipset create listed hash:ip")  # another's by now
+        applied("tables: {filter: {INPUT: ['-j ACCEPT']}}")
+        assert sets() == ["listed"]
+
+    netns.python(inside)
+
+
+def test_sets_that_do_not_go_back(netns: Namespace) -> None:
+    """Where the tables are put back and the sets cannot be, exit code 5 says both."""
+    from nfctl.control.sets import Sets
+
+    def inside() -> tuple[type, str]:
+        def stuck(_self: object) -> None:
+            msg = "ipsets could NOT be put back: busy"
+            raise NfctlError(msg)
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(Sets, "revert", stuck)
+        patch.setattr(TablePlan, "difference", lambda *_: "spoiled")
+        with pytest.raises(NfctlError) as caught:
+            applied(SETS + NAT)
+        assert "POSTROUTING -m set" not in play.saved()
+        return type(caught.value), caught.value.message
+
+    kind, message = netns.python(inside)
+    assert kind is HalfApplied
+    assert "spoiled" in message
+    assert message.endswith("AND ipsets could NOT be put back: busy")
+
+
 # --- saved plans --------------------------------------------------------------------------------
 
 
@@ -599,6 +721,25 @@ def test_a_saved_plan(netns: Namespace, tmp_path: Path) -> None:
     assert "-A MINE -p tcp -j DROP" in netns.save()
     assert netns.python(play.nfctl, use).code == 0
     assert len(json.loads(netns.python(play.nfctl, ["history", "--json"]).out)["entries"]) == 1
+
+
+def test_a_saved_plan_of_a_policy_that_grew(netns: Namespace) -> None:
+    """A plan made before another table became the policy's does not say what goes there: exit 4."""
+
+    def inside() -> tuple[int, str]:
+        for name, table in (("one", "filter"), ("two", "mangle")):
+            text = f"version: 1\nfamilies: ipv4\ntables: {{{table}: {{INPUT: ['-j LOG']}}}}\n"
+            Path(f"/run/{name}.yaml").write_text(text)
+        assert play.nfctl(["plan", "/run/one.yaml", "--out", "/run/plan"]).code == 1
+        assert play.nfctl(["apply", "/run/two.yaml"]).code == 0
+        before = play.saved()
+        said = play.nfctl(["apply", "/run/plan"])
+        assert play.saved() == before
+        return said.code, said.err
+
+    code, error = netns.python(inside)
+    assert code == 4
+    assert "table mangle (IPv4) was changed since the plan was made" in error
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from nfctl.control import apply as applying
 from nfctl.control import committing, undo
 from nfctl.control.journal import entries
-from nfctl.errors import NfctlError, RolledBack
+from nfctl.errors import NfctlError, RolledBack, Unsupported
 from nfctl.policy import reading
 from tests.kernel import play
 from tests.kernel.applying import OPTIONS, apply_text, state
@@ -193,3 +193,26 @@ def test_a_chain_of_others_is_let_go(netns: Namespace) -> None:
     assert "192.0.2.1" not in saved
     assert "-A DOCKER-USER -j RETURN" in saved
     assert netns.python(apply, POLICY) == "unchanged"
+
+
+def test_a_disk_that_fills(netns: Namespace) -> None:
+    """However little room there is: an apply fails with nothing done, or all of it is noted."""
+
+    def apply() -> set[bool]:
+        seen = set()
+        for size in range(16, 100, 4):  # KiB
+            mount = f"mount -t tmpfs -o mode=700,size={size}k none /run/state"
+            for command in ("mkdir -p /run/state", mount):
+                subprocess.run(command.split(), check=True)
+            before, done = play.saved(), True
+            try:
+                apply_text(RULES if size % 8 else MORE)
+            except Unsupported:
+                done = False
+            assert (play.saved() != before) == done, size
+            assert (statuses(state())[-1:] == [entries.APPLIED]) == done, size
+            seen.add(done)
+            subprocess.run(["umount", "/run/state"], check=True)
+        return seen
+
+    assert netns.python(apply) == {True, False}

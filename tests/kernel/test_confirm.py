@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -273,7 +274,7 @@ def test_what_was_typed_before_is_no_answer(change: Change) -> None:
         terminal.type("yyy\n")
         terminal.until("keep it?")
         assert change.status() == "unconfirmed"
-        terminal.type("x n")
+        terminal.type("n")
         assert terminal.wait() == 5
     assert change.saved() == BEFORE
 
@@ -369,6 +370,20 @@ def test_without_a_watchdog_nothing_is_changed(change: Change) -> None:
     assert change.saved() == BEFORE
     assert change.status() == "failed"
     assert change.state.record("default") is None
+
+
+def test_an_output_that_is_full(change: Change) -> None:
+    """What is done is no failure, with an exit code that says so, where nobody can be told."""
+    for words in (
+        ("apply", "-4", str(change.file), "--confirm", "600"),
+        ("confirm",),
+        ("rollback",),
+    ):
+        line = shlex.join(change.words(*words))
+        done = change.netns.run(["sh", "-c", f"{line} > /dev/full"])
+        assert done.returncode == 0, (words, done.stderr)
+        assert "cannot be told" in done.stderr
+    assert change.status() == "rolled back"
 
 
 # --- systemd --------------------------------------------------------------------------------------

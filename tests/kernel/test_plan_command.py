@@ -171,6 +171,29 @@ def test_a_wrong_policy_is_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
+def test_a_chain_that_is_nearly_a_built_in_one_is_said(netns: Namespace) -> None:
+    """No packet meets a chain "input": the plan says so; one that runs already is nothing new."""
+    text = "version: 1\nfamilies: [ipv4]\ntables: {filter: {input: [-j DROP]}}\n"
+    note = "# chain input of table filter is a new one: the built-in one is INPUT\n"
+    assert note in netns.nfctl("plan", "-", input=text).stdout
+    assert netns.legacy("-N", "input").returncode == 0
+    assert note not in netns.nfctl("plan", "-", input=text).stdout
+
+
+def test_an_entry_of_a_set_has_its_place(netns: Namespace, tmp_path: Path) -> None:
+    """An entry that ipset refuses is pointed at, in the list that has it, in either family."""
+    file = tmp_path / "sets.yaml"
+    file.write_text(
+        "version: 1\nsets:\n  bad:\n    type: hash:net\n    family: [ipv4, ipv6]\n    entries:\n"
+        '      - 192.0.2.1\n      - "2001:db8::1"\n      - "2001:db8::10000"\n'
+    )
+    done = netns.nfctl("plan", str(file))
+    if done.returncode == 3:
+        pytest.skip(f"needs ipset in the kernel: {done.stderr.strip()}")
+    assert done.returncode == 2
+    assert f"error: {file}:9:9: set bad-6: entry '2001:db8::10000'" in done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [

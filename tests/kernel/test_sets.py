@@ -342,7 +342,7 @@ def test_another_type_in_use(netns: Namespace) -> None:
     same, error, obstacle = netns.python(act)
     assert same
     assert error.message == (
-        "set web is of hash:ip (IPv4), and 1 rules or lists use it, among them the list all: "
+        "set web is of hash:ip (IPv4), and a rule or list uses it, among them the list all: "
         "one of hash:net (IPv4) cannot take its place"
     )
     assert error.where == Where("policy", 9)
@@ -403,6 +403,20 @@ def test_all_or_nothing(netns: Namespace, step: str, kind: type[NfctlError], mes
     assert type(error) is kind
     assert error.message.startswith(message)
     assert same
+
+
+def test_a_hash_that_is_too_large(netns: Namespace) -> None:
+    """What the kernel has no memory for is refused under its own name, and nothing is left."""
+
+    def act() -> tuple[str, str]:
+        try:
+            change([WantedSet("huge", "hash:ip", 4, {"hashsize": "4294967295"}, [])])
+        except NfctlError as error:
+            return error.message, oracle("list", "-n")
+        raise AssertionError
+
+    message = "set huge cannot be created: the kernel has no memory for it"
+    assert netns.python(act) == (message, "")
 
 
 def test_revert(netns: Namespace) -> None:

@@ -92,6 +92,22 @@ def test_what_others_did_since_stays(netns: Namespace) -> None:
     netns.python(inside)
 
 
+def test_a_comment_of_two_lines(netns: Namespace) -> None:
+    """A rule with a line end in its comment, which iptables takes, comes back like any other."""
+    comment = 'a\n[0:0] -A INPUT -j DROP\n*nat \\ "b'
+
+    def inside() -> None:
+        command = ["iptables-legacy", "-A", "INPUT", "-m", "comment", "--comment", comment]
+        assert play.oracle([*command, "-j", "ACCEPT"]).code == 0
+        by_hand("-A OUTPUT -j LOG")
+        before = play.saved()
+        apply_text(ONE)
+        rollback(state())
+        assert play.saved() == before
+
+    netns.python(inside)
+
+
 def test_a_created_chain_that_others_use(netns: Namespace) -> None:
     """A chain that the change made goes; if somebody jumps to it since, it stays without rules."""
 

@@ -98,6 +98,8 @@ def test_what_a_flow_is_called_can_be_read(text: str) -> None:
         ("192.0.2.7 50000 203.0.113.1", None),
         ("UNKNOWN 65535 UNKNOWN 65535", None),
         ("192.0.2.7 0 203.0.113.1 22", None),
+        ("0.0.0.0 50000 203.0.113.1 22", None),
+        ("2001:db8::7 50000 ff02::1 22", None),
         ("192.0.2.7 x 203.0.113.1 22", None),
     ],
 )

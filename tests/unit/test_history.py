@@ -146,6 +146,24 @@ def test_the_list(state: State, said: Any) -> None:
     assert json.loads(said("history", "-n", "0", "--json")[1])["entries"] == []
 
 
+def test_the_list_on_a_narrow_terminal(
+    state: State, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a line is too long for the terminal, what changed has a line of its own."""
+    begin(state, summary={"add": 9, "delete": 1, "policies": 2, "chains_created": 3})
+    state.mark(1, "rolled back", undone_by=2)
+    wide = said("history")[1]
+    assert max(map(len, wide.splitlines())) > 80
+    monkeypatch.setattr("nfctl.cli.history._width", lambda: 80)
+    lines = said("history")[1].splitlines()
+    assert lines[0].split() == "NUMBER WHEN ACTION POLICY STATUS BY".split()
+    assert "rolled back by 2" in lines[1]
+    assert lines[2:] == ["        +9 -1, 2 policies, 3 chains"]
+    assert max(map(len, lines)) <= 80
+    monkeypatch.setattr("nfctl.cli.history._width", lambda: 100)
+    assert said("history")[1] == wide
+
+
 def test_the_documents(state: State, said: Any) -> None:
     """The documents have the keys that the module promises, and the values of the journal."""
     begin(state, change=show.document(CHANGE), before={4: TEXT})

@@ -462,6 +462,17 @@ def test_what_is_wrong_with_the_unit(
 
 
 @pytest.mark.usefixtures("_no_tables")
+def test_a_systemd_that_does_not_answer(manager: Manager, state: State) -> None:
+    """Where systemctl fails status says so, and not that nothing was enabled."""
+    state.put_record(a_record(), confirmed=True)
+    manager.refuses = {"show"}
+    status = look(manager, state)
+    assert status.problems == ["systemd does not answer: it does not want"]
+    assert status.hints
+    assert [one.name for one in status.policies] == ["web"]
+
+
+@pytest.mark.usefixtures("_no_tables")
 def test_an_interpreter_that_is_gone(manager: Manager, state: State) -> None:
     """After an upgrade of Python the unit may start nothing: that is told before the boot."""
     state.put_record(a_record(), confirmed=True)

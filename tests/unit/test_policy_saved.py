@@ -49,6 +49,15 @@ def words(rule: WantedRule) -> list[str]:
     return [word.text for word in found]
 
 
+def test_a_yaml_policy_behind_4() -> None:
+    """Who gives a policy with -4, as rule list takes it, learns that it goes without."""
+    text = "# A policy.\n\nversion: 1\ntables: {}\n"
+    with pytest.raises(BadInput) as caught:
+        tables(text)
+    assert caught.value.where == Where("rules", 3, 1)
+    assert caught.value.hint == "a YAML policy is for both families: leave out the -4"
+
+
 def test_all_that_is_in_a_file() -> None:
     """Policies, chains in order, rules with their places; tables are wanted whole."""
     found = tables(FILE)

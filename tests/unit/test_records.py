@@ -101,6 +101,18 @@ def test_names_that_no_policy_has(state: State, name: str) -> None:
             use(name)
 
 
+def test_what_others_put_beside_records(state: State) -> None:
+    """What is no record by its name is passed over; a record that is no directory is damaged."""
+    state.put_record(a_record(), confirmed=True)
+    policies = state.directory / "policies"
+    (policies / "a b").mkdir()
+    assert [record.name for record in state.records()] == state.policies() == ["web"]
+    assert begin(state).record_before() is not None
+    (policies / "plain").touch()
+    with pytest.raises(Damaged, match="plain"):
+        state.records()
+
+
 def test_what_was_prepared_is_not_written_again(state: State) -> None:
     """The rules that were prepared are there; only what is short is left to be written."""
     record = a_record()

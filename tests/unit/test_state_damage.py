@@ -69,6 +69,49 @@ def test_a_field_that_was_edited(state: State, field: str, value: object) -> Non
     assert state.entry(1).status == "damaged"
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999"])
+def test_a_deadline_that_never_comes(state: State, number: str) -> None:
+    """A number that is no number makes the entry a damaged one, and no JSON is printed of it."""
+    file = begin(state, confirm=60.0).path / "entry.json"
+    document = json.loads(file.read_bytes())
+    file.write_text(
+        json.dumps(document | {"deadline": 0}).replace('"deadline": 0', f'"deadline": {number}')
+    )
+    assert state.entry(1).status == "damaged"
+
+
+@pytest.mark.parametrize("name", ["before.v4", "change.json", "entry.json"])
+@pytest.mark.parametrize("kind", ["a directory", "a FIFO", "a link"])
+def test_what_is_no_plain_file(state: State, name: str, kind: str) -> None:
+    """What is no file of ours is not read, which might never end: it is damaged."""
+    entry = begin(state)
+    file = entry.path / name
+    file.unlink()
+    if kind == "a directory":
+        file.mkdir()
+    elif kind == "a FIFO":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(Damaged, match=name):
+        _ = (state.entry(1).before_text(4), state.entry(1).change)
+
+
+def test_no_inode_for_what_comes_later(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry is only written where there are files left for the statuses and records to come."""
+
+    class Statistics:
+        f_files, f_favail = 1000, 3
+
+    state.ready()
+    monkeypatch.setattr(os, "statvfs", lambda _path: Statistics)
+    with pytest.raises(Unsupported, match=r"is full.*nothing was touched"):
+        begin(state)
+    assert os.listdir(state.directory / "history") == []
+    Statistics.f_files = 0  # btrfs, which makes inodes as they are needed
+    assert begin(state).number == 1
+
+
 @pytest.mark.parametrize("name", ["before.v4", "change.json", "before.sets"])
 @pytest.mark.parametrize("how", ["edited", "missing"])
 def test_a_text_that_was_changed(state: State, name: str, how: str) -> None:

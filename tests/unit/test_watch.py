@@ -357,6 +357,16 @@ def test_a_fight_in_one_chain_does_not_delay_another() -> None:
     assert world.applies == [11, 17, 23, 35, 53]
 
 
+def test_a_repair_at_once_is_no_backing_off() -> None:
+    """Where a new drift takes the repair of a fought one along, nobody is told of a wait."""
+    world = World(repair=True)
+    world.breaks(10, INPUT)
+    world.breaks(15, INPUT, NAT)
+    world.run(20)
+    assert world.applies == [11, 16]
+    assert world.facts("backing-off") == []
+
+
 def test_a_failed_repair_is_tried_again() -> None:
     """What the lock, or the kernel, prevents is told each time, and tried later and later."""
     world = World(repair=True)
@@ -556,6 +566,7 @@ def test_text_for_people() -> None:
     world = World(repair=True)
     world.breaks(10, INPUT)
     world.breaks(20, INPUT, NAT, missing=2)
+    world.breaks(30, INPUT)
     world.errors = []
     world.run(60)
     assert [lines(event) for _, event in world.told] == [
@@ -565,10 +576,13 @@ def test_text_for_people() -> None:
         ["repaired: IPv4 filter INPUT (entry 1)"],
         ["drift in 2 places; iptables-legacy (process 77, of sh) had the lock",
          "IPv4 filter INPUT: 2 rules missing", "IPv4 nat PREROUTING: 2 rules missing"],
-        ["backing off: IPv4 filter INPUT changed again after a repair; "
-         "iptables-legacy (process 77, of sh) had the lock; the next repair is in 0 s"],
         ["repaired: IPv4 filter INPUT, IPv4 nat PREROUTING (entry 2)"],
-        ["ended by SIGTERM: 2 drifts, 2 repairs, 0 failures"],
+        ["drift: IPv4 filter INPUT: 1 rule missing; "
+         "iptables-legacy (process 77, of sh) had the lock"],
+        ["backing off: IPv4 filter INPUT changed again after each of 2 repairs; "
+         "iptables-legacy (process 77, of sh) had the lock; the next repair is in 2 s"],
+        ["repaired: IPv4 filter INPUT (entry 3)"],
+        ["ended by SIGTERM: 3 drifts, 3 repairs, 0 failures"],
     ]  # fmt: skip
 
 
@@ -625,7 +639,9 @@ def test_words_for_every_change() -> None:
             ]),
         ],
         sets=[SetChange("create", "a", "hash:ip"), SetChange("destroy", "b", "hash:ip"),
-              SetChange("same", "c", "hash:ip")],
+              SetChange("same", "c", "hash:ip"), SetChange("swap", "d", "hash:ip", 1, 0),
+              SetChange("swap", "e", "hash:ip", note="maxelem 3 -> maxelem 10"),
+              SetChange("swap", "f", "hash:ip", 1, 2, note="hash:net -> hash:ip")],
     )  # fmt: skip
     assert [str(one) for one in drift.find(change).values()] == [
         "IPv6 filter INPUT: its policy is ACCEPT and not DROP, 1 rule at another place, "
@@ -634,6 +650,9 @@ def test_words_for_every_change() -> None:
         "IPv6 filter OLD: the chain is there, and is wanted no more",
         "set a: is missing",
         "set b: is there, and is wanted no more",
+        "set d: has other entries",
+        "set e: is not as wanted (maxelem 3 -> maxelem 10)",
+        "set f: has other entries, is not as wanted (hash:net -> hash:ip)",
     ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import nfctl
 from nfctl.control.confirmation import vigil, watchdog
 from nfctl.control.confirmation.vigil import Vigil
 from nfctl.control.journal import home
@@ -288,6 +289,28 @@ def test_the_journal_is_told_later(world: World, monkeypatch: pytest.MonkeyPatch
         world.confirm()
 
 
+def test_what_is_undone_is_undone_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full when all is put back costs the journal, and not what others do since."""
+    mark = world.state.mark
+
+    def full(number: int, status: str, **more: Any) -> Entry:
+        if world.now < 1500:
+            msg = "the disk is full"
+            raise Unsupported(msg)
+        return mark(number, status, **more)
+
+    def undo(_state: State, number: int, *, wait: float, why: str) -> None:
+        world.undone.append((number, why, wait))
+
+    monkeypatch.setattr(world.state, "mark", full)
+    monkeypatch.setattr(world.vigil, "_undo", undo)
+    assert world.vigil.keep() == "rolled back"
+    assert len(world.undone) == 1
+    assert world.restored == []
+    assert 1500 <= world.now < 1550
+    assert world.state.entry(world.entry.number).reason == "not confirmed in 60 s"
+
+
 def test_a_state_that_is_gone(world: World, tmp_path: Path) -> None:
     """Where the whole journal is removed meanwhile, the snapshot is restored all the same."""
     world.at(5, lambda: world.state.directory.rename(tmp_path / "elsewhere"))
@@ -360,6 +383,22 @@ def test_confirmed_twice(world: World) -> None:
     assert watchdog.confirm(world.state, world.entry.number).status == "confirmed"
 
 
+def test_a_confirmation_that_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the record cannot become the confirmed one, nothing is confirmed: it is undone."""
+
+    def full(_state: State, _name: str) -> None:
+        msg = "the disk is full"
+        raise Unsupported(msg)
+
+    monkeypatch.setattr(State, "confirm_record", full)
+    with pytest.raises(Unsupported):
+        world.confirm()
+    assert world.status() == "unconfirmed"
+    assert world.vigil.keep() == "rolled back"
+
+
 def test_after_a_restart_nothing_waits(world: World) -> None:
     """What an earlier boot left unconfirmed is not pending and cannot be confirmed."""
     after = State(world.state.directory, boot_id="another", since_boot=lambda: 5.0)
@@ -390,7 +429,6 @@ def test_what_systemd_is_told() -> None:
         Path("/var/lib/nfctl"), 7, command, [("LANG", "C"), ("A", "b c")]
     )
     options, separator = words[: words.index("--")], words.index("--")
-    assert words[0] == "systemd-run"
     assert words[separator + 1 :] == ["/opt/py $$thon", *command[1:]]
     assert {"--collect", "--unit=nfctl-confirm-7", "--service-type=notify"} <= set(options)
     assert [word for word in options if word.startswith("--setenv")] == [
@@ -432,6 +470,47 @@ def test_systemd_starts_it(tmp_path: Path, world: World, monkeypatch: pytest.Mon
     state = world.state.directory
     status = state.stat()
     assert f"{status.st_dev}:{status.st_ino}:{state}" in command
+
+
+def test_a_systemd_run_that_others_may_write(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others may put into a directory of PATH is not started: a process it is then."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(watchdog, "_by_process", started.append)
+    fake_systemd_run(tmp_path, f": > {tmp_path}/started")
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert watchdog.arm(world.state, world.entry.number, 60, runtime=tmp_path).how == "process"
+    assert len(started) == 1
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_systemd_run_that_starts_nothing(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the unit is said to stand, and does not, a process it is."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(watchdog, "_by_process", started.append)
+    fake_systemd_run(tmp_path, "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    world.vigil.close()
+    assert watchdog.arm(world.state, world.entry.number, 60, runtime=tmp_path).how == "process"
+    assert len(started) == 1
+
+
+def test_where_modules_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog finds nfctl where it is, and looks into no directory that others may write."""
+    closed, opened = tmp_path / "closed", tmp_path / "open"
+    closed.mkdir(0o755)
+    opened.mkdir()
+    opened.chmod(0o1777)
+    monkeypatch.setattr("sys.path", [str(opened), str(closed), "", str(tmp_path / "missing")])
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    environment = dict(watchdog._environment())
+    home_of_nfctl = str(Path(nfctl.__file__).parents[1])
+    assert environment["PYTHONPATH"].split(":") == [str(closed), home_of_nfctl]
+    assert "LD_PRELOAD" not in environment
 
 
 def test_without_systemd_a_process_is_started(

@@ -84,6 +84,7 @@ class Vigil:
         self._fifo = _open_fifo(watchdog.fifo(state, number))
         self._seen: tuple[int, int] | None = None
         self._wanted = True
+        self._undone = ""  # why, once the kernel has it back; the journal may not know yet
 
     def close(self) -> None:
         """Take the FIFO away."""
@@ -167,8 +168,10 @@ class Vigil:
             if problem != said:
                 said = problem
                 self._log(f"history entry {self._number} is not rolled back yet: {problem}")
-            if failures >= _TRIES and self._last_resort():
-                self._note()
+            if not self._undone and failures >= _TRIES and self._last_resort():
+                self._undone = "restored without the journal"
+            if self._undone:  # once, and not over what others do since
+                self._note(self._undone)
                 return ROLLED_BACK
             if self._clock() >= until:
                 break
@@ -192,6 +195,7 @@ class Vigil:
             why = self.hurried or f"not confirmed in {entry.confirm or 0:g} s"
             self._log(f"history entry {number}: {why}; rolling back")
             self._undo(state, number, wait=_TRY, why=why)
+            self._undone = why
             if not _decided(state.entry(number)):
                 state.mark(number, ROLLED_BACK, reason=why)
         return ROLLED_BACK
@@ -228,12 +232,12 @@ class Vigil:
             self._log("the tables are restored whole, as they were before the change")
         return True
 
-    def _note(self) -> None:
+    def _note(self, why: str) -> None:
         """Have the journal say so, as soon as it can; nobody may confirm what is not there."""
         until = self._clock() + _PATIENCE
         for attempt in range(1 << 30):
             try:
-                self._state.mark(self._number, ROLLED_BACK, reason="restored without the journal")
+                self._state.mark(self._number, ROLLED_BACK, reason=why)
             except (BadInput, Damaged):  # the entry is gone
                 return
             except (NfctlError, OSError) as error:

@@ -21,13 +21,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control.journal import home
+from nfctl.control.journal import durable, home
 from nfctl.control.journal.entries import CONFIRMED, PREPARED, ROLLED_BACK, UNCONFIRMED
 from nfctl.errors import AnswerNo, NfctlError, RolledBack, Unsupported
 from nfctl.kernel import lock, netns, process
@@ -122,13 +123,20 @@ def _read(descriptor: int, deadline: float) -> str:
 # --- systemd ------------------------------------------------------------------------------------
 
 
+def _systemd_run() -> str:
+    """Return the path of systemd-run(1), of PATH's first that nobody else could have written."""
+    for place in os.get_exec_path():
+        program = Path(place, "systemd-run")
+        if place.startswith("/") and os.access(program, os.X_OK) and durable.is_ours(program):
+            return str(program)
+    msg = "systemd-run: PATH has none that root alone may write"
+    raise Unsupported(msg)
+
+
 def _by_systemd(state: State, number: int, words: list[str]) -> None:
-    command = systemd_command(
-        state.directory,
-        number,
-        [*_python(), *words, *_identities(state.directory), *_network()],
-        _environment(),
-    )
+    watchdog = [*_python(), *words, *_identities(state.directory), *_network()]
+    told = systemd_command(state.directory, number, watchdog, _environment())
+    command = [_systemd_run(), *told]
     try:
         done = subprocess.run(
             command,
@@ -137,12 +145,16 @@ def _by_systemd(state: State, number: int, words: list[str]) -> None:
             timeout=_START + 30,
             check=False,
             cwd="/",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         msg = f"systemd-run: {error}"
         raise Unsupported(msg) from None
     if done.returncode:
         msg = f"systemd-run: {done.stderr.decode('utf-8', 'replace').strip()}"
+        raise Unsupported(msg)
+    if not wake(state, number):
+        msg = "systemd-run has ended, but nobody waits for a word"
         raise Unsupported(msg)
 
 
@@ -159,7 +171,7 @@ def unit_name(directory: Path, number: int) -> str:
 def systemd_command(
     directory: Path, number: int, command: list[str], environment: Iterable[tuple[str, str]]
 ) -> list[str]:
-    """Return the command line of systemd-run(1), which ends when the watchdog has said READY=1.
+    """Return what systemd-run(1) is told, which ends when the watchdog has said READY=1.
 
     A watchdog that is killed is started again (``on-abnormal``): its deadline is a moment and no
     duration. One that stops at once because it is not where it should be stays stopped.
@@ -176,7 +188,6 @@ def systemd_command(
         "StandardInput": "null",
     }
     return [
-        "systemd-run",
         "--quiet",
         "--collect",
         f"--unit={unit_name(directory, number)}",
@@ -197,9 +208,19 @@ def _environment() -> list[tuple[str, str]]:
     """Return what the watchdog has to know, and nothing else of the caller's environment."""
     found = [(name, os.environ[name]) for name in _ENVIRONMENT if name in os.environ]
     # what can be imported here can be imported there, in the same order
-    places = [*sys.path, str(Path(__file__).parents[2])]
-    path = os.pathsep.join(dict.fromkeys(place for place in places if place.startswith("/")))
+    places = [place for place in sys.path if place.startswith("/") and not _is_open(place)]
+    path = os.pathsep.join(dict.fromkeys([*places, str(Path(__file__).parents[3])]))
     return [*found, ("PYTHONPATH", path)]
+
+
+def _is_open(place: str) -> bool:
+    """Whether others may put modules into a directory, as into /tmp, or into one to come."""
+    try:
+        status = Path(place).stat()
+    except OSError:
+        return True
+    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in {0, os.getegid()}
+    return bool(status.st_mode & stat.S_IWOTH or by_group)
 
 
 def _identities(directory: Path) -> list[str]:
@@ -247,8 +268,10 @@ def confirm(state: State, number: int | None = None) -> Entry:
         if entry.status == CONFIRMED:
             return entry
         _check_open(state, entry)
-        entry = state.mark(entry.number, CONFIRMED)
+        # in this order: who is killed in between, or finds the disk full, has confirmed nothing,
+        # and the rollback that follows takes the record back
         state.confirm_record(entry.policy)
+        entry = state.mark(entry.number, CONFIRMED)
     wake(state, entry.number)
     return entry
 

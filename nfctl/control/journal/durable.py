@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NEW, OLD = ".new-", ".old-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL}  # a link, a directory, a device
 _LINKS = 40  # as many as the kernel follows
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}
 
@@ -47,10 +48,14 @@ def _explain(error: OSError, directory: Path, assurance: str) -> NfctlError:
         msg = f"{directory} is on a read-only file system: the journal cannot be written{end}"
         return Unsupported(msg, hint="NFCTL_STATE_DIR names another directory")
     reason = error.strerror or str(error)
+    if error.errno in _NO_FILE:
+        msg = f"{error.filename or directory} is not what nfctl made: {reason}{end}"
+        return Unsupported(msg, hint="move it away")
     if isinstance(error, PermissionError):
         msg = f"{directory} cannot be used: {reason}{end}"
         return NotPermitted(msg, hint="" if os.geteuid() == 0 else "run as root")
-    return Unsupported(f"{error.filename or directory}: {reason}{end}")
+    msg = f"{error.filename or directory}: {reason}{end}"
+    return Unsupported(msg, hint="NFCTL_STATE_DIR names another directory")
 
 
 # --- directories --------------------------------------------------------------------------------
@@ -110,6 +115,17 @@ def _check_above(directory: Path) -> None:
             return
 
 
+def is_ours(file: Path) -> bool:
+    """Whether nobody but root and us may change a file, or what is found by its name."""
+    try:
+        for each in (file, Path(os.path.realpath(file))):
+            _check_above(each)
+        status = file.stat()
+    except (OSError, NfctlError):
+        return False
+    return status.st_uid in {0, os.geteuid()} and not status.st_mode & 0o022
+
+
 def _is_open(status: os.stat_result) -> bool:
     """Whether others than root and us may rename what is in a directory."""
     if status.st_mode & stat.S_ISVTX:
@@ -119,6 +135,7 @@ def _is_open(status: os.stat_result) -> bool:
 
 
 def _unsafe(directory: Path, why: str, hint: str = "") -> Unsupported:
+    hint = hint or "NFCTL_STATE_DIR names another directory"
     return Unsupported(f"{directory} {why}: the journal is not kept there", hint=hint)
 
 
@@ -173,6 +190,18 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+def read(file: Path) -> bytes:
+    """Return what a plain file holds; OSError for a link, a FIFO, a device: they may never end."""
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(file))
+        with os.fdopen(fd, "rb", closefd=False) as opened:
+            return opened.read()
+    finally:
+        os.close(fd)
+
+
 def write(file: Path, data: bytes) -> None:
     """Replace a file, or make it."""
     new = file.with_name(f"{NEW}{file.name}")
@@ -222,6 +251,13 @@ def sweep(directory: Path) -> None:
                     path.unlink()
 
 
+def check_files(directory: Path, files: int) -> None:
+    """Find out whether the disk has inodes for so many files; OSError if not."""
+    status = os.statvfs(directory)
+    if status.f_files and status.f_favail < files:  # no numbers where inodes are made as needed
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
 def probe(directory: Path, size: int) -> None:
     """Find out whether ``size`` bytes can be written and synced; OSError if not."""
     file = directory / f"{NEW}probe-{os.getpid()}"
@@ -234,3 +270,29 @@ def probe(directory: Path, size: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+class Spare:
+    """Some room on the disk, held until it is released: for what has to be written later."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        file = directory / f"{NEW}spare-{os.getpid()}"
+        self._fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            file.unlink(missing_ok=True)  # as with probe()
+            os.posix_fallocate(self._fd, 0, size)
+        except BaseException:
+            self.release()
+            raise
+
+    def __enter__(self) -> Spare:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the room back; once more does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pwd
 import shlex
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfctl.control.journal import records
+from nfctl.control.journal import durable, records
 from nfctl.control.journal.records import Damaged
 from nfctl.kernel.process import Process
 
@@ -183,9 +184,11 @@ class Entry:
             return ""
         file = self.path / name
         try:
-            data = file.read_bytes()
+            data = durable.read(file)
         except FileNotFoundError:
             raise Damaged(f"{file} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{file} cannot be read: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != self.digests[name]:
             raise Damaged(f"{file} was changed by another hand")
         return data.decode("utf-8", "surrogateescape")
@@ -247,7 +250,7 @@ def read(path: Path) -> Entry:
     number = int(path.name)
     file = path / FILE
     try:
-        data = file.read_bytes()
+        data = durable.read(file)
     except FileNotFoundError:
         path.lstat()
         return Entry(number, path, warning=f"{file} is missing")
@@ -311,7 +314,7 @@ class _Taker:
 
 
 def _is(value: Any, *types: type) -> Any:
-    if type(value) not in types:
+    if type(value) not in types or (type(value) is float and not math.isfinite(value)):
         msg = f"{str(value)[:40]!r} is out of place"
         raise ValueError(msg)
     return value

@@ -6,19 +6,24 @@ The lock is a file that is locked with flock(2), as the xtables lock is; it is t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nfctl.control.journal import durable
 from nfctl.kernel import lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
+#: Files that come once the entry is written: records, statuses, the watchdog's.
+FILES = 8
 #: What is said of every failure before anything was changed.
 UNTOUCHED = "nothing was touched"
+
+_STATUSES = 32 << 10  # bytes: a few small files, each of a page at least
 
 
 class Place:
@@ -62,6 +67,16 @@ class Place:
         self._make()
         with durable.explained(self.directory, UNTOUCHED):
             durable.probe(self._history, size)
+
+    def spare(self, sets: Sequence[Mapping[str, Any]] = ()) -> durable.Spare:
+        """Hold room for what is written when the tables are: statuses, and a record's ``sets``.
+
+        Raises what :meth:`ready` raises; a change of which that could not be noted is not made.
+        """
+        self._make()
+        size = _STATUSES + 2 * len(json.dumps(sets))
+        with durable.explained(self.directory, UNTOUCHED):
+            return durable.Spare(self._history, size)
 
     def _make(self) -> None:
         with durable.explained(self.directory, UNTOUCHED):

@@ -44,9 +44,14 @@ class Damaged(AnswerNo):
     """A file of the state is not what nfctl wrote (exit 1)."""
 
 
+def is_name(name: str) -> bool:
+    """Whether a policy may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if a policy may be called so; BadInput otherwise."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         msg = f"{name!r} is no name for a policy"
         hint = "letters, digits, - _ and . (not first), 64 at most"
         raise BadInput(msg, hint=hint)
@@ -59,7 +64,8 @@ class Record:
 
     ``raw`` are the families whose text is that of a file, as it was written. In the others a
     built-in chain whose policy the record leaves alone is ``:INPUT - [0:0]``. ``sets`` and
-    ``keep`` are WantedSet and Keep as dictionaries. ``when`` is ISO 8601, UTC.
+    ``keep`` are WantedSet and Keep as dictionaries. ``left`` are sets that the policy wants no
+    more, and that others' rules still used. ``when`` is ISO 8601, UTC.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Record:
     sets: list[dict[str, Any]] = field(default_factory=list)
     keep: list[dict[str, str]] = field(default_factory=list)
     raw: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, wanted: Wanted, exclusive: bool) -> Record:
@@ -134,7 +141,7 @@ class Record:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that the policy wants: not of files, name and time."""
+        """The SHA-256 of all that the policy wants: not of files, name, time, and what is left."""
         return _digest(self._about({family: _sha(text) for family, text in self.text.items()}))
 
     def _about(self, texts: dict[int, str]) -> dict[str, Any]:
@@ -195,6 +202,7 @@ def write(directory: Path, record: Record, files: Iterable[str]) -> None:
         "name": record.name,
         "files": record.files,
         "when": record.when,
+        "left": record.left,
         **about,
         "digest": _digest(about),
     }
@@ -245,7 +253,7 @@ def _read(directory: Path, document: dict[str, Any], file: Path) -> Record:
     texts = {}
     for family, sha in document["text"].items():
         path = directory / f"{sha}.v{family}"
-        data = path.read_bytes()
+        data = _bytes_of(path)
         if hashlib.sha256(data).hexdigest() != sha:
             raise _damaged(path, "was changed by another hand")
         texts[int(family)] = data.decode("utf-8", "surrogateescape")
@@ -259,6 +267,7 @@ def _read(directory: Path, document: dict[str, Any], file: Path) -> Record:
         document["sets"],
         document["keep"],
         document["raw"],
+        document.get("left", []),
     )
     about = record._about({int(family): sha for family, sha in document["text"].items()})
     if _digest(about) != document["digest"]:
@@ -269,7 +278,7 @@ def _read(directory: Path, document: dict[str, Any], file: Path) -> Record:
 def _document(file: Path) -> dict[str, Any]:
     """Return what a record says; its digest makes sure of all but these types."""
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(_bytes_of(file))
         if found["version"] != _VERSION:
             raise _damaged(file, "was written by another version of nfctl")
         well = (
@@ -277,6 +286,7 @@ def _document(file: Path) -> dict[str, Any]:
             and isinstance(found["exclusive"], bool)
             and all(isinstance(found[key], list) for key in ("files", "sets", "keep", "raw"))
             and all(isinstance(name, str) and isinstance(sha, str) for name, sha in found["files"])
+            and all(isinstance(name, str) for name in found.get("left", []))
             and isinstance(found["whole"], dict)
             and all(family in {"4", "6"} for family in [*found["text"], *found["whole"]])
             and all(re.fullmatch("[0-9a-f]{64}", sha) for sha in found["text"].values())
@@ -286,6 +296,16 @@ def _document(file: Path) -> dict[str, Any]:
     if not well:
         raise _damaged(file, "was changed by another hand")
     return found  # type: ignore[no-any-return]
+
+
+def _bytes_of(file: Path) -> bytes:
+    """Return what a file holds; FileNotFoundError, or Damaged where it cannot be read."""
+    try:
+        return durable.read(file)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        raise _damaged(file, f"cannot be read: {error.strerror}") from None
 
 
 def _damaged(file: object, what: str) -> Damaged:

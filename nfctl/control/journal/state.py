@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfctl.control.journal import durable, entries, home, records
 from nfctl.control.journal.entries import Entry, Who
-from nfctl.control.journal.place import UNTOUCHED, Place, listed
+from nfctl.control.journal.place import FILES, UNTOUCHED, Place, listed
 from nfctl.control.journal.records import Damaged, Record
 from nfctl.errors import BadInput
 from nfctl.kernel import process
@@ -114,6 +114,7 @@ class State(Place):
                 new.mkdir(mode=0o700)
                 durable.write_all(new, contents | {entries.FILE: entry.bytes()})
                 self._keep_records(new / entries.POLICIES)
+                durable.check_files(new, FILES)
                 durable.sync_directory(new)
                 os.rename(new, entry.path)  # noqa: PTH104 - as durable does
                 durable.sync_directory(self._history)
@@ -125,7 +126,7 @@ class State(Place):
 
     def _keep_records(self, to: Path) -> None:
         """Copy the records of all policies: a link a file."""
-        names = listed(self._policies)
+        names = self.policies()
         if not names:
             return
         to.mkdir(mode=0o700)
@@ -267,11 +268,14 @@ class State(Place):
             return records.read(directory, records.CONFIRMED if confirmed else records.CURRENT)
 
     def policies(self) -> list[str]:
-        """Return the names of the policies that have a record, readable or not."""
+        """Return the names of the policies that have a record, readable or not.
+
+        What has a name that no policy can have was put there by another hand, and is passed over.
+        """
         if not self._there():
             return []
         with durable.explained(self.directory):
-            return sorted(listed(self._policies))
+            return sorted(name for name in listed(self._policies) if records.is_name(name))
 
     def records(self, *, confirmed: bool = False, but_damaged: str = "") -> list[Record]:
         """Return the records of all policies, sorted by name.
@@ -297,7 +301,8 @@ class State(Place):
     def put_record(self, record: Record, *, confirmed: bool) -> None:
         """Replace the record of a policy; that of the last confirmed one, too, if it is."""
         files = [records.CURRENT, *([records.CONFIRMED] if confirmed else [])]
-        with self.locked(), durable.explained(self.directory):
+        # one that is not confirmed yet is written before the change is made
+        with self.locked(), durable.explained(self.directory, "" if confirmed else UNTOUCHED):
             records.write(self._policies / records.check_name(record.name), record, files)
 
     def confirm_record(self, name: str) -> None:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.control.apply import refuse_pending
 from nfctl.control.committing import Writing
-from nfctl.control.journal.place import listed
 from nfctl.control.persist import closed as persist_closed
 from nfctl.control.persist.order import Remembered, all_sets, merged
 from nfctl.control.planner import FAMILIES, FamilySide, Planner
@@ -145,7 +144,7 @@ def _locked(state: State, wait: float, notes: list[str]) -> Iterator[None]:
 def _readable(state: State, confirmed: Sequence[str]) -> dict[str, Record | None]:
     """Return the current records of all policies; None for a damaged one that is confirmed, too."""
     found: dict[str, Record | None] = {}
-    for name in listed(state.directory / "policies"):
+    for name in state.policies():
         try:
             found[name] = state.record(name)
         except NfctlError:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfctl.control import persist
-from nfctl.control.journal.place import listed
 from nfctl.control.persist import closed as persist_closed
 from nfctl.control.persist.unit import UNIT
 from nfctl.control.watching import drift
@@ -138,7 +137,11 @@ def _look_at_unit(status: Status, systemd: Systemd) -> None:
             "have your init run nfctl persist restore before it brings up the network",
         )
         return
-    (unit,) = systemd.show(UNIT)
+    try:
+        (unit,) = systemd.show(UNIT)
+    except NfctlError as error:
+        status.problem(error.message, error.hint)
+        return
     status.unit = unit
     if unit.get("LoadState") in {"", "not-found", None}:
         status.problem("not enabled: at the next boot there are no rules", "nfctl persist enable")
@@ -171,9 +174,8 @@ def _interpreter(unit: Path) -> str:
 
 def look_at_policies(status: Status, state: State) -> None:
     """Read every record, and compare the kernel with all that would be restored."""
-    names = sorted(listed(state.directory / "policies")) if state.directory.is_dir() else []
     records: list[Record] = []
-    for name in names:
+    for name in state.policies():
         try:
             record = state.record(name, confirmed=True)
         except NfctlError as error:
@@ -234,7 +236,11 @@ def look_at_rivals(status: Status, systemd: Systemd, ufw: Path = _UFW) -> None:
     """Find other services that load rules at boot."""
     if not systemd.is_there:
         return
-    for unit in systemd.show(*RIVALS):
+    try:
+        units = systemd.show(*RIVALS)
+    except NfctlError:  # that it does not answer is said of our own
+        return
+    for unit in units:
         name = unit.get("Id", "")
         if name not in RIVALS or unit.get("UnitFileState") not in {"enabled", "enabled-runtime"}:
             continue

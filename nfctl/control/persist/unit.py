@@ -45,6 +45,7 @@ _PATIENCE = 120.0  # seconds, for systemctl and the interpreter
 _START = 300  # seconds: 50,000 rules on a slow machine, and a minute for each lock
 WAIT = 60.0  # seconds, for a lock
 _ELSEWHERE = "install nfctl where only root may write: sudo bash vagrant/provision.sh install"
+_ASK = "systemctl is-system-running, and journalctl -b, say more"
 _HANDED_ON = ("XTABLES_LOCKFILE", "XTABLES_LIBDIR")
 _PROBE = (
     "import json, sys, nfctl, nfctl.control.persist, nfctl.cli.persist as cli; "
@@ -79,7 +80,7 @@ def run(words: Sequence[str]) -> Done:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         msg = f"{words[0]} cannot be run: {error}"
-        raise Unsupported(msg) from None
+        raise Unsupported(msg, hint="run it by hand, as root, to see why") from None
 
 
 # --- the unit -------------------------------------------------------------------------------------
@@ -272,13 +273,17 @@ class Systemd:
         if done.returncode:
             said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             msg = f"systemctl {' '.join(words)}: {said}"
-            raise Unsupported(msg)
+            raise Unsupported(msg, hint=_ASK)
 
     def show(self, *units: str) -> list[dict[str, str]]:
         """Return what systemd knows of each unit."""
         names = ("Id", "LoadState", "UnitFileState", "ActiveState", "SubState", "Result",
                  "NeedDaemonReload", "ActiveEnterTimestamp", "FragmentPath")  # fmt: skip
         done = self.systemctl("show", f"--property={','.join(names)}", "--", *units)
+        if done.returncode and not done.stdout.strip():
+            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            msg = f"systemd does not answer: {said}"
+            raise Unsupported(msg, hint=_ASK)
         found = []
         for block in done.stdout.strip().split("\n\n"):
             pairs = (line.partition("=") for line in block.splitlines())

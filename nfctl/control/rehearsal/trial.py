@@ -65,12 +65,14 @@ def run(
         return _Trial(flow, old, new, sets).run()
     except SkippedError as skipped:
         if flow.asked:
-            raise BadInput(f"{flow.origin}: {flow}: {skipped}") from None
+            hint = "name a flow that comes to this host or through it: ip route get"
+            raise BadInput(f"{flow.origin}: {flow}: {skipped}", hint=hint) from None
         return Answer(str(flow), True, "skipped", reason=str(skipped))
     except OSError as error:
         reason = f"it cannot be tried on this kernel: {error.strerror or error}"
         if flow.asked:
-            raise Unsupported(f"{flow.origin}: {flow}: {reason}") from None
+            hint = f"without {flow.origin} nothing is tried; --confirm is a way back, too"
+            raise Unsupported(f"{flow.origin}: {flow}: {reason}", hint=hint) from None
         return Answer(str(flow), True, "skipped", reason=reason)
 
 

@@ -112,8 +112,13 @@ def _of_chain(place: Place, chain: ChainChange) -> Drift:
 
 
 def _of_set(place: Place, change: SetChange) -> Drift:
-    mark = hash((change.action, change.added, change.removed, change.entries))
-    return Drift(place, (_SETS[change.action],), mark, change.added, change.removed)
+    texts = []
+    if change.action != "swap" or change.added or change.removed:
+        texts.append(_SETS[change.action])
+    if change.action == "swap" and change.note:  # its type, options, or the order of a list
+        texts.append(f"is not as wanted ({change.note})")
+    mark = hash((change.action, change.added, change.removed, change.entries, change.note))
+    return Drift(place, tuple(texts), mark, change.added, change.removed)
 
 
 def _rules(count: int) -> str:

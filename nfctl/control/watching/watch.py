@@ -300,7 +300,8 @@ class Watch:
         fights = [(place, self._fights.appeared(place, now)) for place in fresh]
         fought = [(place, fight) for place, fight in fights if fight.delay]
         self._schedule()
-        if fought and self._repair_at is not None:
+        # one repair is for all: another place's may take it along at once
+        if fought and self._repair_at is not None and self._repair_at > now:
             facts = {
                 "places": _documents(self._drifts[place] for place, _ in fought),
                 "seconds": round(self._repair_at - now, 3),
