@@ -76,15 +76,22 @@ def rollback(
     return outcome
 
 
+def _latest(known: Sequence[Entry]) -> int:
+    """Return the number of the latest apply that can be undone, or else of the latest entry."""
+    for entry in reversed(known):
+        if entry.action == "apply" and entry.status in _UNDOABLE and entry.undone_by is None:
+            return entry.number
+    return known[-1].number if known else 0
+
+
 def choose(known: Sequence[Entry], number: int | None) -> list[Entry]:
     """Return the entries to undo, the latest first; Damaged where one of them cannot be read."""
-    damaged = [entry for entry in known if entry.status == entries.DAMAGED]
-    if number is None:
-        damaged = [entry for entry in damaged if entry is known[-1]]
-    for entry in damaged:
-        if number is None or entry.number >= number:
+    for entry in known:
+        if entry.status == entries.DAMAGED and entry.number >= (number or _latest(known)):
             msg = f"entry {entry.number} cannot be undone: {entry.warning}"
             hint = f"nfctl rollback {entry.number + 1} undoes what came after it"
+            if entry is known[-1]:
+                hint = "apply the policy that is to hold"
             raise Damaged(msg, hint=hint)
     undoable = [entry for entry in known if entry.status in _UNDOABLE and entry.undone_by is None]
     if number is None:

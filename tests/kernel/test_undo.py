@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfctl.control.journal import entries
+from nfctl.control.journal.records import Damaged
 from nfctl.control.undo import rollback
 from nfctl.errors import AnswerNo
 from tests.kernel import applying, play
@@ -273,6 +274,32 @@ def test_a_rollback_is_undone_in_part(netns: Namespace) -> None:
             entries.ROLLED_BACK,
             entries.ROLLED_BACK,
         ]
+
+    netns.python(inside)
+
+
+def test_nothing_is_undone_past_what_cannot_be_read(netns: Namespace) -> None:
+    """A damaged entry stands in the way of those before it, and not of those after it."""
+
+    def inside() -> None:
+        apply_text(ONE)
+        apply_text(TWO)
+        (state().entry(2).path / "entry.json").write_text("{}")
+        before = all_of_it()
+        for number in (None, 1, 2):
+            with pytest.raises(Damaged, match="entry 2 cannot be undone"):
+                rollback(state(), number)
+        apply_text(THREE)
+        for number in (1, 2):
+            with pytest.raises(Damaged) as refused:
+                rollback(state(), number)
+            assert "nfctl rollback 3" in refused.value.hint
+        outcome = rollback(state())
+        assert outcome.entry is not None
+        assert outcome.entry.undoes == (3,)
+        assert all_of_it() == before
+        with pytest.raises(Damaged):
+            rollback(state())
 
     netns.python(inside)
 
