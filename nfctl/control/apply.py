@@ -375,16 +375,16 @@ class _Apply:
             old = self.state.record(record.name)
             record.beside(old)
             confirmed = self.state.record(record.name, confirmed=True)
-        if (
+        differs = (
             old is None
             or confirmed is None
             or not old.digest == confirmed.digest == record.digest
             or (old.files, old.left) != (record.files, record.left)
-        ):
-            if self._quick is None:
-                known.forget(self.state)
+        )
+        if differs:
+            known.forget(self.state)
             self.state.put_record(record, confirmed=True)
-        if self._quick is None:
+        if differs or self._quick is None:
             self._remember(plans, {})
 
     def _begin(self, change: Change, before: dict[int, str], sets: Sets) -> Entry:

@@ -8,6 +8,8 @@ holds just that, then
 - of another text only the lines that differ have to be read and encoded; where they stand in the
   kernel's chains follows from where they stand in the text.
 
+If the kernel holds something else in some of the chains, all lines of those are encoded.
+
 That is taken only if everything else that decides is the same, too: this boot and namespace, the
 versions, the files in which libxtables looks up names, what other policies own. In doubt
 :class:`NotQuick` sends the caller the ordinary way, and so does every error, to be told from there.
@@ -27,6 +29,7 @@ from nfctl import __version__
 from nfctl.control import printed
 from nfctl.control.change import KEPT, Change
 from nfctl.control.goal import ChainGoal
+from nfctl.control.ownership import Ownership
 from nfctl.control.planning import TablePlan
 from nfctl.control.sets import Sets
 from nfctl.errors import NfctlError
@@ -38,7 +41,7 @@ from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
 from nfctl.ruleset.words import split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from nfctl.control.journal.records import Record
     from nfctl.control.journal.state import State
@@ -47,9 +50,10 @@ if TYPE_CHECKING:
     from nfctl.kernel.blob import Blob
 
 _DIRECTORY, _FILE = "known", "policy-{}.json"
-_VERSION = 2
+_VERSION = 3
 _MOST_LINES = 5000  # that may differ
 _MOST_CHAINS = 100
+_MOST_KNOWN = 5000  # chains of a table
 _NAMES = (
     "/etc/services", "/etc/protocols", "/etc/networks", "/etc/hosts", "/etc/passwd", "/etc/group",
     "/etc/nsswitch.conf", "/etc/iproute2", "/usr/share/iproute2", "/usr/lib/xtables",
@@ -58,9 +62,13 @@ _NAMES = (
 )  # fmt: skip
 _APPENDED = re.compile(r'-A ([^\s"\'!-][^\s"\']*)(?: |$)')
 _COUNTERS = re.compile(r" \[[0-9]+:[0-9]+\]$")  # of a chain
+_KEYS = {"exclusive", "plain", "about", "text", "tables", "chains", "sets"}
 _SECTION = {"*", "C", ":"}  # what begins and ends one, and what declares a chain
 # groups whose meaning is outside the rule's text and the kernel's table
 _OUTSIDE = ("--bytecode", "--object-pinned", "--path", "--match-set", "-set ", "--nfacct-name")
+
+
+Stale = dict[str, set[str]]  # chains by table
 
 
 class NotQuick(Exception):
@@ -82,7 +90,12 @@ class QuickPlanner:
         record = state.record(DEFAULT_NAME)
         if record is None or record.sets or record.left or not set(files) <= set(record.raw):
             raise NotQuick
+        for family, known in self._known.items():
+            if known["text"] != _sha(record.text[family]):  # a rollback changed the record
+                raise NotQuick
         self._record = record
+        self._others = len(state.records()) > 1
+        self._ownership = Ownership()
         self.wanted = self._light(files, record)
 
     def _light(self, files: Mapping[int, str], record: Record) -> Wanted:
@@ -109,14 +122,13 @@ class QuickPlanner:
         for family, tables in self.wanted.tables.items():
             old, new = self._record.text[family], self.wanted.raw[family]
             known = self._known[family]
-            if known["tables"] != digests(sides[family], tables):
-                raise NotQuick
+            stale = _stale(sides[family], tables, known)
             if known["sets"] != printed.sets_named(new):
                 raise NotQuick
-            if old != new:
+            if old != new or stale:
                 if not known["plain"]:
                     raise NotQuick
-                self._splice(plans, family, old, new)
+                self._splice(plans, family, (old, new), stale)
         return plans
 
     def change(self, plans: Plans, *, digests: bool = False) -> Change:
@@ -125,32 +137,46 @@ class QuickPlanner:
         change.files = list(self.wanted.files)
         return change
 
-    def _splice(self, plans: Plans, family: int, old: str, new: str) -> None:
+    def _splice(self, plans: Plans, family: int, texts: tuple[str, str], stale: Stale) -> None:
         source = self.wanted.files[sorted(self.wanted.raw).index(family)][0]
-        splice = _Splice(old, new, source, family)
+        splice = _Splice(*texts, source, family, stale)
         side = plans.sides[family]
         for table, chains in splice.chains().items():
             live = side.live(table)
             names = set(live.user_chains)
             goals = {}
             for chain in chains:
-                if chain not in live.chains:
+                # what others own, the ordinary way knows how to keep
+                if chain not in live.chains or self._ownership.chain_owner(chain):
                     raise NotQuick
                 context = Context(table, chain, names)
                 try:
                     goals[chain] = splice.goal(live, chain, context, side)
                 except NfctlError:
                     raise NotQuick from None
-            plan = TablePlan.make(live, goals, [], lambda _chain, _index: "")
-            plans.tables.append(plan)
+            plans.tables.append(TablePlan.make(live, goals, [], self._owner(live, stale)))
+
+    def _owner(self, live: Live, stale: Stale) -> Callable[[str, int], str]:
+        """Return who owns a rule that is not wanted: nobody, of what nfctl itself put there."""
+        strange = stale.get(live.table, ())
+
+        def owner(chain: str, index: int) -> str:
+            if chain in strange:
+                spec = live.spec(chain, index)
+                if self._others or self._ownership.owner(live.family, live.table, spec):
+                    raise NotQuick
+            return ""
+
+        return owner
 
 
 class _Splice:
     """What differs between two texts, line by line."""
 
-    def __init__(self, old: str, new: str, source: str, family: int) -> None:
+    def __init__(self, old: str, new: str, source: str, family: int, stale: Stale) -> None:
         self._old, self._new = _split(old), _split(new)
         self._source = source
+        self._stale = stale
         self._family = family
         self._from: dict[int, int] = {}  # line of the new text: the same line of the old one
         self._gone, self._come = self._hunks()
@@ -198,6 +224,10 @@ class _Splice:
         if sum(map(len, found.values())) > _MOST_CHAINS:
             raise NotQuick
         new = self._sections[id(self._new)]
+        for table, strange in self._stale.items():
+            if not strange <= new[table].chains.keys():
+                raise NotQuick
+            found.setdefault(table, set()).update(strange)
         return {
             table: [chain for chain in new[table].chains if chain in found[table]]
             for table in TABLES
@@ -206,9 +236,10 @@ class _Splice:
 
     def goal(self, live: Live, chain: str, context: Context, side: FamilySide) -> ChainGoal:
         """Return a chain as the new text has it: what stays is taken from the kernel."""
+        strange = chain in self._stale.get(live.table, ())
         before = {n: k for k, n in enumerate(self._lines(self._old, live.table, chain))}
-        rules = live.canonical(chain)
-        if len(before) != len(rules):
+        rules = [] if strange else live.canonical(chain)
+        if len(before) != len(rules) and not strange:
             raise NotQuick
         goal = ChainGoal()
         blocks = iter(self._blocks)
@@ -219,7 +250,7 @@ class _Splice:
                 if following is None:
                     break
                 first, second, length = following
-            if second <= number < second + length:
+            if second <= number < second + length and not strange:
                 entry, column = rules[before[first + number - second]], len(chain) + 5
             else:
                 entry, column = self._encode(number, context, side)
@@ -308,10 +339,44 @@ def digests(side: FamilySide, tables: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
+def _stale(side: FamilySide, tables: Mapping[str, object], known: Mapping[str, Any]) -> Stale:
+    """Return the chains in which the kernel holds something else; NotQuick where that is much."""
+    if known["tables"] == digests(side, tables):
+        return {}
+    found: Stale = {}
+    for name in tables:
+        blob = side.live(name).blob
+        if blob is None or name not in known["chains"]:
+            raise NotQuick
+        then = known["chains"][name]
+        if (then["order"], then["policies"]) != (blob.order(), _policies(blob)):
+            raise NotQuick
+        for chain in blob.chains:
+            if then["digests"].get(chain.name) != blob.chain_digest(chain):
+                found.setdefault(name, set()).add(chain.name)
+    if sum(map(len, found.values())) > _MOST_CHAINS:
+        raise NotQuick
+    return found
+
+
+def _chains_of(blob: Blob) -> dict[str, Any]:
+    """Return what is remembered of a table's chains."""
+    digests = {chain.name: blob.chain_digest(chain) for chain in blob.chains}
+    return {"order": blob.order(), "policies": _policies(blob), "digests": digests}
+
+
+def _policies(blob: Blob) -> dict[str, str]:
+    return {chain.name: chain.policy.verdict for chain in blob.chains if chain.policy is not None}
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def _read(state: State, family: int) -> dict[str, Any]:
     try:
         found = json.loads(_file(state, family).read_bytes())
-        if {"exclusive", "plain", "about", "tables", "sets"} <= found.keys():
+        if found.keys() >= _KEYS:
             return dict(found)
     except (OSError, ValueError, AttributeError):
         pass
@@ -348,16 +413,21 @@ def remember(
     for family, names in wanted.tables.items():
         rules = 0
         tables: dict[str, str] = {}
+        chains: dict[str, dict[str, Any]] = {}
         for name in names:
             blob = blobs.get((family, name)) or plans.sides[family].live(name).blob
             if blob is not None:
                 tables[name] = blob.digest()
+                if len(blob.chains) <= _MOST_KNOWN:
+                    chains[name] = _chains_of(blob)
                 rules += sum(len(chain.rules) for chain in blob.chains)
         document = {
             "exclusive": exclusive,
             "plain": plain and (quick or _is_plain(wanted, family, rules)),
             "about": now,
+            "text": _sha(wanted.raw[family]),
             "tables": tables,
+            "chains": chains,
             "sets": printed.sets_named(wanted.raw[family]),
         }
         printed.write(_file(state, family), json.dumps(document).encode())

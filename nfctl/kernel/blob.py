@@ -168,6 +168,20 @@ class Blob:
             self._digest = digest.hexdigest()
         return self._digest
 
+    def order(self) -> list[str]:
+        """Return the names of the user-defined chains in the order of the kernel's layout."""
+        firsts = self._firsts
+        return [firsts[at].decode("utf-8", "surrogateescape") for at in sorted(firsts)]
+
+    def chain_digest(self, chain: BlobChain) -> str:
+        """Return a digest of a chain's rules, without counters.
+
+        It can be compared with those of readings whose chains stand in the same order.
+        """
+        rules = chain.rules
+        data = self.masked()[rules[0].start : rules[-1].end] if rules else b""
+        return hashlib.sha256(data).hexdigest()[:32]
+
     def same_rules(self, rules: list[Span], other: Blob, others: list[Span]) -> bool:
         """Whether neighbouring rules are, byte for byte, those of another reading of the table.
 
@@ -179,14 +193,13 @@ class Blob:
             return True
         if not self._same_chains(other):
             return False
-        mine = memoryview(self.masked())[rules[0].start : rules[-1].end]
-        return mine == memoryview(other.masked())[others[0].start : others[-1].end]
+        mine = self.masked()[rules[0].start : rules[-1].end]
+        return mine == other.masked()[others[0].start : others[-1].end]
 
     def _same_chains(self, other: Blob) -> bool:
         known = self._alike.get(id(other))
         if known is None:
-            orders = [[blob._firsts[at] for at in sorted(blob._firsts)] for blob in (self, other)]
-            known = self._alike[id(other)] = orders[0] == orders[1]
+            known = self._alike[id(other)] = self.order() == other.order()
         return known
 
     def _policy(self, span: Span) -> Policy:
