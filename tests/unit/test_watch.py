@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -501,10 +502,13 @@ def test_sigint_ends_it_as_well() -> None:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
+def manager(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, str]]:
     """Give the socket of a service manager, and its NOTIFY_SOCKET."""
-    name = str(tmp_path / "notify") if request.param == "path" else f"@nfctl-test-{os.getpid()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    with (
+        tempfile.TemporaryDirectory() as short,  # a socket's path has 107 bytes at most
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        name = f"{short}/notify" if request.param == "path" else f"@nfctl-test-{os.getpid()}"
         sock.bind("\0" + name[1:] if name[0] == "@" else name)
         sock.setblocking(False)
         yield sock, name
