@@ -87,15 +87,16 @@ def test_truncated_packets_are_left_alone(net: Network, version: int, offloads: 
     """
     net.device.load(STREAMS, version)
     sent = letters(2_000_000)
-    with (
-        rewriting(QUEUE, gso=True) as rewriter,
-        net.client.connected(net.server, version, PORT) as (client, server),
-    ):
-        for length in (5, 2500):  # two segments are one packet here, and short enough
-            client.sendall(letters(length))
-            assert wire.receive(server, length) == letters(length).upper()
-        got = wire.send_all(client, server, sent)
-    assert (len(got), digest(got.lower())) == (len(sent), digest(sent))
+    with rewriting(QUEUE, gso=True) as rewriter:
+        for _ in range(10 if offloads else 1):  # a slow machine takes fewer segments together
+            with net.client.connected(net.server, version, PORT) as (client, server):
+                for length in (5, 2500):  # two segments are one packet here, and short enough
+                    client.sendall(letters(length))
+                    assert wire.receive(server, length) == letters(length).upper()
+                got = wire.send_all(client, server, sent)
+            assert (len(got), digest(got.lower())) == (len(sent), digest(sent))
+            if got != sent.upper():
+                break
     tally = rewriter.tally
     assert tally.rewritten >= 2
     if offloads:
