@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +156,22 @@ def test_the_entry_has_the_deadline(world: World) -> None:
     world.at(5, lambda: world.state.mark(world.entry.number, "unconfirmed", deadline=1070.0))
     assert world.vigil.keep() == "rolled back"
     assert world.undone[0][2] == pytest.approx(70)
+
+
+def test_all_modules_are_loaded_beforehand() -> None:
+    """What undoes the change depends on no file once it waits: modules in packages, too."""
+    code = (
+        "import sys; from nfctl.control.confirmation.lastresort import preload; "
+        "preload(lambda line: None); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    top = Path(nfctl.__file__).parent
+    files = [
+        file for room in ("ruleset", "kernel", "control") for file in (top / room).rglob("*.py")
+    ]
+    names = {".".join(file.relative_to(top.parent).with_suffix("").parts) for file in files}
+    needed = {name.removesuffix(".__init__") for name in names}
+    assert needed - set(done.stdout.split()) == set()
 
 
 def test_a_suspend_counts(world: World) -> None:

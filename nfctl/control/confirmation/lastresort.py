@@ -73,7 +73,7 @@ def preload(log: Callable[[str], None]) -> None:
     from nfctl.control.save import save
 
     for package in (nfctl.ruleset, nfctl.kernel, nfctl.control):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             try:
                 importlib.import_module(module.name)
             except ImportError as error:
