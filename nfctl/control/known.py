@@ -29,6 +29,7 @@ from nfctl import __version__
 from nfctl.control import printed
 from nfctl.control.change import KEPT, Change
 from nfctl.control.goal import ChainGoal
+from nfctl.control.journal.records import sha_of
 from nfctl.control.ownership import Ownership
 from nfctl.control.planning import TablePlan
 from nfctl.control.sets import Sets
@@ -91,10 +92,10 @@ class QuickPlanner:
         if record is None or record.sets or record.left or not set(files) <= set(record.raw):
             raise NotQuick
         for family, known in self._known.items():
-            if known["text"] != _sha(record.text[family]):  # a rollback changed the record
+            if known["text"] != sha_of(record.text[family]):  # a rollback changed the record
                 raise NotQuick
         self._record = record
-        self._others = len(state.records()) > 1
+        self._others = False  # whether there are other policies
         self._ownership = Ownership()
         self.wanted = self._light(files, record)
 
@@ -118,6 +119,7 @@ class QuickPlanner:
         now = about(self._state, DEFAULT_NAME)
         if any(known["about"] != now for known in self._known.values()):
             raise NotQuick
+        self._others = bool(now["others"])
         plans = Plans(sides)
         for family, tables in self.wanted.tables.items():
             old, new = self._record.text[family], self.wanted.raw[family]
@@ -178,7 +180,6 @@ class _Splice:
         self._source = source
         self._stale = stale
         self._family = family
-        self._from: dict[int, int] = {}  # line of the new text: the same line of the old one
         self._gone, self._come = self._hunks()
         if len(self._gone) + len(self._come) > _MOST_LINES:
             raise NotQuick
@@ -348,12 +349,13 @@ def _stale(side: FamilySide, tables: Mapping[str, object], known: Mapping[str, A
         blob = side.live(name).blob
         if blob is None or name not in known["chains"]:
             raise NotQuick
-        then = known["chains"][name]
-        if (then["order"], then["policies"]) != (blob.order(), _policies(blob)):
+        then, now = known["chains"][name], _chains_of(blob)
+        if (then["order"], then["policies"]) != (now["order"], now["policies"]):
             raise NotQuick
-        for chain in blob.chains:
-            if then["digests"].get(chain.name) != blob.chain_digest(chain):
-                found.setdefault(name, set()).add(chain.name)
+        digests_then = then["digests"]
+        strange = {c for c, digest in now["digests"].items() if digests_then.get(c) != digest}
+        if strange:
+            found[name] = strange
     if sum(map(len, found.values())) > _MOST_CHAINS:
         raise NotQuick
     return found
@@ -361,16 +363,12 @@ def _stale(side: FamilySide, tables: Mapping[str, object], known: Mapping[str, A
 
 def _chains_of(blob: Blob) -> dict[str, Any]:
     """Return what is remembered of a table's chains."""
-    digests = {chain.name: blob.chain_digest(chain) for chain in blob.chains}
-    return {"order": blob.order(), "policies": _policies(blob), "digests": digests}
-
-
-def _policies(blob: Blob) -> dict[str, str]:
-    return {chain.name: chain.policy.verdict for chain in blob.chains if chain.policy is not None}
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    chains = blob.chains
+    return {
+        "order": blob.order(),
+        "policies": {chain.name: chain.policy.verdict for chain in chains if chain.policy},
+        "digests": {chain.name: blob.chain_digest(chain) for chain in chains},
+    }
 
 
 def _read(state: State, family: int) -> dict[str, Any]:
@@ -425,7 +423,7 @@ def remember(
             "exclusive": exclusive,
             "plain": plain and (quick or _is_plain(wanted, family, rules)),
             "about": now,
-            "text": _sha(wanted.raw[family]),
+            "text": sha_of(wanted.raw[family]),
             "tables": tables,
             "chains": chains,
             "sets": printed.sets_named(wanted.raw[family]),

@@ -142,7 +142,7 @@ class Record:
     @property
     def digest(self) -> str:
         """The SHA-256 of all that the policy wants: not of files, name, time, and what is left."""
-        return _digest(self._about({family: _sha(text) for family, text in self.text.items()}))
+        return _digest(self._about({family: sha_of(text) for family, text in self.text.items()}))
 
     def _about(self, texts: dict[int, str]) -> dict[str, Any]:
         return {
@@ -164,7 +164,8 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _sha(text: str) -> str:
+def sha_of(text: str) -> str:
+    """Return the SHA-256 (hex) of a text."""
     return hashlib.sha256(_bytes(text)).hexdigest()
 
 
