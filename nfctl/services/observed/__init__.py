@@ -1,0 +1,1 @@
+"""Services read back from iptables rules, those that kube-proxy made or nfctl."""
