@@ -10,6 +10,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
+from nfctl.diagram import dot_quote, mermaid_quote
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -135,47 +137,37 @@ def _time(seconds: float) -> str:
 def dot(topology: Topology) -> str:
     """Return the topology as a graph in the language of Graphviz (dot(1))."""
     lines = [
-        f"graph {_dot_quote([topology.name])} {{",
-        f"  label={_dot_quote([topology.description or topology.name])}; labelloc=t;",
+        f"graph {dot_quote([topology.name])} {{",
+        f"  label={dot_quote([topology.description or topology.name])}; labelloc=t;",
         '  rankdir=LR; node [fontname="sans-serif"]; edge [fontname="sans-serif", fontsize=10];',
     ]
     for host in topology.hosts.values():
-        label = _dot_quote(_box(host))
-        lines.append(f"  {_dot_quote([f'host {host.name}'])} [shape=box, label={label}];")
+        label = dot_quote(_box(host))
+        lines.append(f"  {dot_quote([f'host {host.name}'])} [shape=box, label={label}];")
     for link in topology.links.values():
-        ends = [(_dot_quote([f"host {host}"]), interface) for host, interface in link.ends]
-        label = _dot_quote(_line(link))
+        ends = [(dot_quote([f"host {host}"]), interface) for host, interface in link.ends]
+        label = dot_quote(_line(link))
         if link.bridge is None:
             (one, tail), (other, head) = ends
             lines.append(
-                f"  {one} -- {other} [label={label}, taillabel={_dot_quote([tail])}, "
-                f"headlabel={_dot_quote([head])}];"
+                f"  {one} -- {other} [label={label}, taillabel={dot_quote([tail])}, "
+                f"headlabel={dot_quote([head])}];"
             )
             continue
-        node = _dot_quote([f"link {link.name}"])
+        node = dot_quote([f"link {link.name}"])
         lines.append(f"  {node} [shape=ellipse, label={label}];")
         for (owner, _), (end, interface) in zip(link.ends, ends, strict=True):
             bold = ", style=bold" if owner == link.bridge else ""
-            lines.append(f"  {node} -- {end} [headlabel={_dot_quote([interface])}{bold}];")
+            lines.append(f"  {node} -- {end} [headlabel={dot_quote([interface])}{bold}];")
     return "\n".join([*lines, "}"]) + "\n"
-
-
-def _dot_quote(lines: Sequence[str]) -> str:
-    """Quote lines as one string of the DOT language, several of them flush left.
-
-    A backslash and a double quote mean something there.
-    """
-    quoted = [line.replace("\\", "\\\\").replace('"', '\\"') for line in lines]
-    text = quoted[0] if len(lines) == 1 else "".join(f"{line}\\l" for line in quoted)
-    return f'"{text}"'
 
 
 def mermaid(topology: Topology) -> str:
     """Return the topology as a flowchart for Mermaid, as Markdown pages show it."""
-    boxes = {host.name: _mermaid_quote(_box(host)) for host in topology.hosts.values()}
+    boxes = {host.name: mermaid_quote(_box(host)) for host in topology.hosts.values()}
     lines = ["flowchart LR", *(f"  host_{name}[{box}]" for name, box in boxes.items())]
     for link in topology.links.values():
-        label = _mermaid_quote(_line(link))
+        label = mermaid_quote(_line(link))
         if link.bridge is None:
             (one, _), (other, _) = link.ends
             lines.append(f"  host_{one} ---|{label}| host_{other}")
@@ -183,17 +175,8 @@ def mermaid(topology: Topology) -> str:
         lines.append(f"  link_{link.name}([{label}])")
         for owner, interface in link.ends:
             line = "===" if owner == link.bridge else "---"
-            lines.append(f"  link_{link.name} {line}|{_mermaid_quote([interface])}| host_{owner}")
+            lines.append(f"  link_{link.name} {line}|{mermaid_quote([interface])}| host_{owner}")
     return "\n".join(lines) + "\n"
-
-
-def _mermaid_quote(lines: Sequence[str]) -> str:
-    """Quote lines as one label; what Mermaid, Markdown or HTML would read is an entity code."""
-    text = "<br/>".join(
-        "".join(char if char.isalnum() or char in " .,:/-=" else f"#{ord(char)};" for char in line)
-        for line in lines
-    )
-    return f'"{text}"'
 
 
 def _box(host: HostPlan) -> list[str]:
