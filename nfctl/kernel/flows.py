@@ -3,7 +3,8 @@
 An entry is kept as the bytes by which the kernel named it, so that two of them are compared
 without being taken apart, and an entry is found again whatever its zone and protocol. Deleting
 goes through pyroute2, whose socket is loaded when there is something to delete; it gets the
-kernel's own bytes, too, since its tuples have ports for TCP and UDP alone and know no zone.
+kernel's own bytes, too, since its tuples have ports for TCP and UDP alone and know no zone. Where
+thousands are to go, it is passed by: it takes ten times as long as all else.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ EXPECTED: Final = 1
 _SUBSYS = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = 1, 2
 # enum ctattr_type
-_ORIGINAL, _REPLY, _STATUS, _ID, _MASTER, _ZONE = 1, 2, 3, 12, 14, 18
+_ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _ID, _MASTER, _ZONE = 1, 2, 3, 4, 12, 14, 18
 _TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE = 1, 2, 3  # enum ctattr_tuple
+_STATE = 1  # CTA_PROTOINFO_TCP_STATE, and SCTP's and DCCP's
 _NESTED = 0x8000
 _ONE_WAY = 0x100  # our own: the zone of one direction
 
@@ -112,6 +114,19 @@ class Entry(NamedTuple):
     number: bytes
     status: int
     master: bool
+    progress: bytes = b""  # CTA_PROTOINFO, as the kernel wrote it
+
+    @property
+    def state(self) -> int:
+        """The state of a connection of TCP, SCTP or DCCP, by the kernel's number; -1 of others.
+
+        For TCP see TCP_CONNTRACK_* (linux/netfilter/nf_conntrack_tcp.h), for SCTP its neighbour.
+        """
+        for _, start, end in netlink.attributes(self.progress, 0, len(self.progress)):
+            for kind, at, _ in netlink.attributes(self.progress, start, end):
+                if kind == _STATE:
+                    return self.progress[at]
+        return -1
 
     def __str__(self) -> str:
         """Say the original tuple, and where the reply's are if it is translated."""
@@ -147,8 +162,13 @@ def open_socket() -> socket.socket:
     return opened
 
 
-def listed(sock: socket.socket, family: int = 0) -> Iterator[list[Entry]]:
+def listed(
+    sock: socket.socket, family: int = 0, about: Sequence[bytes] = ()
+) -> Iterator[list[Entry]]:
     """Yield the entries of a family (0: of both) by parts of the kernel's list.
+
+    ``about`` are packed addresses: what has none of them is left out, and costs a tenth (the
+    kernel's own CTA_FILTER finds all IPv6 addresses but the one that was asked for).
 
     It is not a snapshot: what begins or ends meanwhile may be in it or not. The socket is busy
     until the list has ended. Raises NotPermitted without CAP_NET_ADMIN, Unsupported without
@@ -167,11 +187,19 @@ def listed(sock: socket.socket, family: int = 0) -> Iterator[list[Entry]]:
                 if number := netlink.error(part, start):
                     raise _refusal(number)
                 ended = True
-            elif part[start] in FAMILIES:
-                found.append(_entry(part, start, end))
+            elif part[start] in FAMILIES and (not about or has(part[start:end], about)):
+                found.append(entry_of(part, start, end))
         yield found
         if ended:
             return
+
+
+def has(message: bytes, about: Sequence[bytes]) -> bool:
+    """Whether one of some packed addresses may be in a message; surely not if it says no."""
+    for address in about:  # noqa: SIM110 - any() takes twice the time
+        if address in message:
+            return True
+    return False
 
 
 def get(sock: socket.socket, family: int, name: bytes) -> Entry | None:
@@ -187,7 +215,7 @@ def get(sock: socket.socket, family: int, name: bytes) -> Entry | None:
             raise _refusal(error.errno or errnos.EIO) from None
         for kind, _, _, start, end in netlink.messages(part):
             if kind != netlink.NLMSG_ERROR:
-                found = _entry(part, start, end)
+                found = entry_of(part, start, end)
 
 
 def clear(sock: socket.socket) -> None:
@@ -213,15 +241,17 @@ def forget(sock: socket.socket, family: int, name: bytes) -> None:
         return
 
 
-def delete(sock: socket.socket, entries: Sequence[Entry]) -> list[int]:
+def delete(sock: socket.socket, entries: Sequence[Entry], *, many: bool = False) -> list[int]:
     """Delete entries, by their own numbers; return an errno for each: 0, or why it is there still.
 
     ENOENT is for one that has ended already, whatever flow of the same tuple there may be now.
+    ``many`` does without pyroute2, for thousands: 7 microseconds an entry instead of 67.
     """
+    encode = _quick_deletion if many else _deletion
     answers: list[int] = []
     for start in range(0, len(entries), _AT_ONCE):
         some = entries[start : start + _AT_ONCE]
-        send(sock, b"".join(_deletion(entry, number) for number, entry in enumerate(some)))
+        send(sock, b"".join(encode(entry, number) for number, entry in enumerate(some)))
         found = dict.fromkeys(range(len(some)), errnos.EIO)
         while True:
             try:
@@ -255,6 +285,14 @@ def _deletion(entry: Entry, sequence: int) -> bytes:
     return bytes(message.data)
 
 
+def _quick_deletion(entry: Entry, sequence: int) -> bytes:
+    body = entry.name + netlink.attribute(_ID, entry.number)
+    flags = netlink.REQUEST | netlink.ACK
+    family = ADDRESS_FAMILY[entry.family]
+    kind = _SUBSYS | _DELETE
+    return _HEADER.pack(20 + len(body), kind, flags, sequence, 0, family, 0, 0) + body
+
+
 @cache
 def _message_class() -> Any:
     """Return pyroute2's message of an entry, for which what names it are bytes."""
@@ -278,8 +316,9 @@ def name_of(original: bytes, zone: bytes = b"") -> bytes:
     return netlink.attribute(_ORIGINAL | _NESTED, original) + zone
 
 
-def _entry(part: bytes, start: int, end: int) -> Entry:
-    original = reply = zones = name = number = b""
+def entry_of(part: bytes, start: int, end: int) -> Entry:
+    """Return the entry that a message is about; ``start`` is where its ``nfgenmsg`` is."""
+    original = reply = zones = name = number = progress = b""
     status, master = 0, False
     for kind, at, stop in netlink.attributes(part, start + _NFGEN, end):
         if kind == _ORIGINAL:
@@ -291,6 +330,8 @@ def _entry(part: bytes, start: int, end: int) -> Entry:
             number = part[at:stop]
         elif kind == _STATUS:
             (status,) = _U32.unpack_from(part, at)
+        elif kind == _PROTOINFO:
+            progress = part[at:stop]
         elif kind == _MASTER:
             master = True
         elif kind == _ZONE:
@@ -302,7 +343,7 @@ def _entry(part: bytes, start: int, end: int) -> Entry:
     for one, zone in ((_ORIGINAL, first), (_REPLY, second)):
         zones += netlink.attribute(_ONE_WAY + one, zone) if zone else b""
     family = FAMILIES.get(part[start], 0)
-    return Entry(family, original, reply, zones, name, number, status, master)
+    return Entry(family, original, reply, zones, name, number, status, master, progress)
 
 
 def _without_zone(data: bytes) -> tuple[bytes, bytes]:
