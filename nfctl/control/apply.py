@@ -169,10 +169,10 @@ def apply_files(
             planner = known.QuickPlanner(files, state, exclusive=options.exclusive)
         if planner is not None:
             with contextlib.suppress(known.NotQuick):  # raised before anything is written
-                return _under_locks(_Apply(lambda: planner.wanted, state, options, planner))
+                return under_locks(Work(lambda: planner.wanted, state, options, planner))
     from nfctl.policy import saved
 
-    return _under_locks(_Apply(lambda: saved.read(v4, v6), state, options))
+    return under_locks(Work(lambda: saved.read(v4, v6), state, options))
 
 
 def apply(wanted: Wanted, *, state: State | None = None, options: Options | None = None) -> Outcome:
@@ -183,10 +183,11 @@ def apply(wanted: Wanted, *, state: State | None = None, options: Options | None
     where the guard refuses; Unsupported where the journal cannot be written. Nothing was changed
     then. RolledBack (exit 5) if a part failed and all was put back.
     """
-    return _under_locks(_Apply(lambda: wanted, state or State(), options or Options()))
+    return under_locks(Work(lambda: wanted, state or State(), options or Options()))
 
 
-def _under_locks(work: _Apply) -> Outcome:
+def under_locks(work: Work) -> Outcome:
+    """Do it; see :func:`apply`."""
     state = work.state
     with state.locked(work.options.wait):
         state.settle()
@@ -272,7 +273,7 @@ def _flows(texts: Sequence[str]) -> list[Flow]:
     return [guard.Flow.parse(text) for text in texts]
 
 
-class _Apply:
+class Work:
     """One apply, under the locks."""
 
     def __init__(
@@ -280,12 +281,14 @@ class _Apply:
         read: Callable[[], Wanted],
         state: State,
         options: Options,
-        quick: known.QuickPlanner | None = None,
+        quick: known.QuickPlanner | Planner | None = None,
+        kept: type[Snapshot] = Snapshot,
     ) -> None:
         self._flows = _flows(options.guard)
         self.wanted: Wanted = Wanted()
         self._read = read
         self._quick = quick
+        self._kept = kept
         self.state = state
         self.options = options
         self.texts: tuple[dict[int, str], dict[int, str]] | None = None
@@ -294,9 +297,10 @@ class _Apply:
         self._armed: Armed | None = None
 
     def run(self) -> None:
+        """Plan, refuse what must not be, and write."""
         options, state = self.options, self.state
         sides = {family: FamilySide(family, options.resolve) for family in FAMILIES}
-        with Snapshot(sides, state) as snapshot:
+        with self._kept(sides, state) as snapshot:
             self.wanted = self._read()
             planner: Planner | known.QuickPlanner = self._quick or _planner(
                 self.wanted, state, options.exclusive, options.resolve
@@ -317,7 +321,7 @@ class _Apply:
 
     def _change(self, plans: Plans, sets: Sets, snapshot: Snapshot) -> None:
         options, state = self.options, self.state
-        before = snapshot.texts()
+        before = snapshot.texts(plans)
         self._guard(plans, before)
         if options.flush_flows:
             self.texts = (before, plans.texts_after())
@@ -361,6 +365,13 @@ class _Apply:
         self._remember(plans, blobs)
 
     def _remember(self, plans: Plans, blobs: Mapping[tuple[int, str], Blob]) -> None:
+        if self.wanted.services is not None:
+            from nfctl.control.serving import quick as services
+
+            record = self.state.record(self.wanted.name)
+            if record is not None and record.services:
+                services.remember(self.state, record, plans, blobs)
+            return
         exclusive, quick = self.options.exclusive, self._quick is not None
         known.remember(self.state, self.wanted, plans, blobs, exclusive=exclusive, quick=quick)
 

@@ -30,6 +30,7 @@ from nfctl.ruleset.diff import Block, common
 from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
 from nfctl.ruleset.spec import option_places
 from nfctl.ruleset.words import split
+from nfctl.services.names import Names as ServiceNames
 from nfctl.text import several, visible
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ class _Live:
         self.left: dict[str, list[str]] = {}  # chains of others, by owner
         self._owned, self._policies = _claims(others)
         self._ownership = Ownership()
+        self._ownership.services += [
+            (ServiceNames(record.prefix), f"policy {record.name}")
+            for record in others
+            if record.prefix
+        ]
         # planned to be empty, all that is not others' would go
         sides = {family: FamilySide(family) for family in families}
         nothing = Wanted(tables={family: self._emptied(side) for family, side in sides.items()})

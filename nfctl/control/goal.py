@@ -39,7 +39,8 @@ class ChainGoal:
 
     ``pending`` are the indices of stand-ins, ``texts`` what iptables-save will print for them.
     ``counters`` are (packets, bytes) that rules begin with, by index; the others begin at zero.
-    ``policy_counters`` are those of a policy that is set to another.
+    ``policy_counters`` are those of a policy that is set to another. ``front``: new rules come
+    before those of others.
     """
 
     entries: list[bytes] = field(default_factory=list)
@@ -49,6 +50,7 @@ class ChainGoal:
     pending: list[int] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     counters: dict[int, tuple[int, int]] = field(default_factory=dict)
+    front: bool = False
 
     def where(self, index: int) -> Where | None:
         """Return where a rule came from, if that is known."""
@@ -91,6 +93,7 @@ class Coder:
     ) -> ChainGoal:
         """Encode one chain."""
         goal = ChainGoal(policy=wanted.policy if chain in BUILTIN_CHAINS[table] else None)
+        goal.front = wanted.shared
         context = Context(table, chain, chains)
         quick, missing = self.encoder.quick, self._missing
         entries, origins = goal.entries, goal.origins

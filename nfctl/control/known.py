@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from nfctl.kernel.blob import Blob
 
 _DIRECTORY, _FILE = "known", "policy-{}.json"
-_VERSION = 3
+_VERSION = 4
 _MOST_LINES = 5000  # that may differ
 _MOST_CHAINS = 100
 _MOST_KNOWN = 5000  # chains of a table
@@ -350,10 +350,10 @@ def _stale(side: FamilySide, tables: Mapping[str, object], known: Mapping[str, A
         if blob is None or name not in known["chains"]:
             raise NotQuick
         then, now = known["chains"][name], _chains_of(blob)
-        if (then["order"], then["policies"]) != (now["order"], now["policies"]):
+        digests_then, digests_now = then["digests"], now["digests"]
+        if then["policies"] != now["policies"] or digests_then.keys() != digests_now.keys():
             raise NotQuick
-        digests_then = then["digests"]
-        strange = {c for c, digest in now["digests"].items() if digests_then.get(c) != digest}
+        strange = {c for c, digest in digests_now.items() if digests_then[c] != digest}
         if strange:
             found[name] = strange
     if sum(map(len, found.values())) > _MOST_CHAINS:
@@ -365,7 +365,6 @@ def _chains_of(blob: Blob) -> dict[str, Any]:
     """Return what is remembered of a table's chains."""
     chains = blob.chains
     return {
-        "order": blob.order(),
         "policies": {chain.name: chain.policy.verdict for chain in chains if chain.policy},
         "digests": {chain.name: blob.chain_digest(chain) for chain in chains},
     }

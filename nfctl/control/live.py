@@ -173,6 +173,23 @@ class Live:
         lines.append("COMMIT\n")
         return "\n".join(lines)
 
+    def part(self, chains: Iterable[str]) -> str:
+        """Return some chains as iptables-save -c prints them; those not there are left out."""
+        names = [name for name in chains if name in self.chains]
+        lines = [f"*{self.table}"]
+        for name in names:
+            policy = self.chains[name].policy
+            counters = "0:0"
+            if self.blob is not None and policy is not None:
+                found = next(chain.policy for chain in self.blob.chains if chain.name == name)
+                counters = f"{found.packets}:{found.octets}" if found is not None else counters
+            lines.append(f":{name} {policy or '-'} [{counters}]")
+        for name in names:
+            for index, spec in enumerate(self.specs(name)):
+                packets, octets = self.counters(name, index)
+                lines.append(f"[{packets}:{octets}] -A {name} {spec}".rstrip(" "))
+        return "\n".join([*lines, "COMMIT\n"])
+
     def digest(self) -> str:
         """Return the sha256 (hex) of the table's text without any counters."""
         lines = self.text().split("\n")

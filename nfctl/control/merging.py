@@ -37,10 +37,13 @@ def merge(
     wanted: Sequence[Rule],
     owner: Callable[[int], str],
     blocks: Sequence[Block] | None = None,
+    *,
+    front: bool = False,
 ) -> Merge:
     """Plan how ``live`` becomes ``wanted``; ``owner`` names whose a live rule is, or "".
 
     It is asked for rules that are not wanted alone. ``blocks`` are what both have, if known.
+    ``front``: what comes before all that both have comes before the rules of others, too.
     """
     if blocks is None:
         blocks = common(live, wanted)
@@ -52,6 +55,8 @@ def merge(
     at = beside = 0
     for first, second, count in [*blocks, Block(len(live), len(wanted), 0)]:
         _between(runs, owners, moves, live, (at, first), (beside, second), owner)
+        if front and not at and not beside:
+            runs.sort(key=lambda run: run.kind != ADD)
         if count:
             runs.append(Run(SAME, first, second, count))
         at, beside = first + count, second + count

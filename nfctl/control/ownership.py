@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nfctl.policy.wanted import Keep
+    from nfctl.services.names import Names
 
 #: Chains that nfctl makes by itself: inspection, virtual services.
 OWN_PREFIX = "NFCTL-"
@@ -50,6 +51,8 @@ class Ownership:
         self._interfaces = [each.interface for each in keep if each.interface]
         self._rules = [each.rule for each in keep if each.rule]
         self._known: dict[str, str] = {}
+        #: Chains whose names say that they are of some services, and whose those are.
+        self.services: list[tuple[Names, str]] = []
         #: Chains of other policies, by (family, table): chain to owner.
         self.others: dict[tuple[int, str], dict[str, str]] = {}
 
@@ -67,6 +70,9 @@ class Ownership:
     def _of_name(self, chain: str) -> str:
         if any(fnmatchcase(chain, glob) for glob in self._chains):
             return _KEEP
+        for names, owner in self.services:
+            if names.is_own(chain):
+                return owner
         if chain.startswith(OWN_PREFIX):
             return _OWN
         for writer in WRITERS:

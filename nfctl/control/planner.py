@@ -29,6 +29,7 @@ from nfctl.kernel.decode import Decoder
 from nfctl.kernel.encode import Context, Encoder
 from nfctl.kernel.table import active_tables
 from nfctl.ruleset.names import BUILTIN_CHAINS, TABLES
+from nfctl.services.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -108,7 +109,10 @@ class Plans:
 
 
 class Planner:
-    """Plans a policy; ``records`` are those of all policies, ``own`` what this one may own."""
+    """Plans a policy; ``own`` is what it may own, ``others`` the records of the other policies.
+
+    ``prefixes`` are those of services that it has, besides those of its list.
+    """
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class Planner:
         exclusive: bool = False,
         resolve: bool = False,
         sets: Sets | None = None,
+        prefixes: Collection[str] = (),
     ) -> None:
         self.wanted = wanted
         self.exclusive = exclusive
@@ -131,6 +136,13 @@ class Planner:
         self._others = [(record.name, record.wanted()) for record in others]
         # what another policy keeps is not this one's either, if that did not put it there
         self._keeps = [(name, Ownership(p.keep)) for name, p in self._others if p.keep]
+        if wanted.services is not None:
+            prefixes = (wanted.services.prefix, *prefixes)
+        self._names = [Names(prefix) for prefix in prefixes]
+        self._ownership.services += [(names, "") for names in self._names]
+        self._ownership.services += [
+            (Names(record.prefix), f"policy {record.name}") for record in others if record.prefix
+        ]
         for name, policy in self._others:
             for family, tables in policy.tables.items():
                 for table, what in tables.items():
@@ -196,9 +208,7 @@ class Planner:
     def _plan_family(self, plans: Plans, family: int) -> None:
         side = plans.sides[family]
         tables = self.wanted.tables.get(family, {})
-        missing = self.sets.missing if self.sets is not None else set()
-        coder = Coder(family, side.encoder, missing, self.wanted.sets)
-        plans.coders[family] = coder
+        coder = self._coder(plans, family)
         own = [each.chains.get(family, {}) for each in self._own]
         names = [name for name in TABLES if name in tables or any(name in each for each in own)]
         goals: dict[str, dict[str, ChainGoal]] = {}
@@ -222,6 +232,12 @@ class Planner:
                 goals[name][chain] = ChainGoal()
             owner = self._owner(live, released, coder)
             plans.tables.append(TablePlan.make(live, goals[name], removals[name], owner))
+
+    def _coder(self, plans: Plans, family: int) -> Coder:
+        missing = self.sets.missing if self.sets is not None else set()
+        coder = Coder(family, plans.sides[family].encoder, missing, self.wanted.sets)
+        plans.coders[family] = coder
+        return coder
 
     def _others_chains(self, live: Live, what: WantedTable, plans: Plans) -> set[str]:
         """Return chains of others that a save file has, too: what is in the kernel stays."""
@@ -257,7 +273,10 @@ class Planner:
         if what is not None and what.whole:
             keeps = [keep for _, keep in self._keeps]
             return [c for c in free if c in mine or not any(k.chain_owner(c) for k in keeps)]
-        return [chain for chain in free if chain in mine]
+        return [c for c in free if c in mine or self._is_of_services(c)]
+
+    def _is_of_services(self, chain: str) -> bool:
+        return any(names.is_own(chain) for names in self._names)
 
     def _released(
         self, live: Live, settled: Collection[str], coder: Coder
@@ -303,9 +322,17 @@ class Planner:
             return lambda _chain, _index: ""
         theirs: dict[str, dict[bytes, str]] = {}
         mine: dict[str, Counter[bytes]] = {}
+        named = self.wanted.tables.get(family, {}).get(table)
+        shared = {
+            name
+            for name, what in (named.chains if named is not None else {}).items()
+            if what.shared
+        }
 
         def owner(chain: str, index: int) -> str:
             rule = live.canonical(chain)[index]
+            if chain in shared:
+                return self._owner_of_shared(live, chain, index, mine, coder)
             if chain in released:
                 return "" if released[chain][rule] else "another program"
             if chain not in theirs:
@@ -323,6 +350,19 @@ class Planner:
             return next((f"policy {n}" for n, k in keeps if k.owner(family, table, spec)), "")
 
         return owner
+
+    def _owner_of_shared(
+        self, live: Live, chain: str, index: int, mine: dict[str, Counter[bytes]], coder: Coder
+    ) -> str:
+        if chain not in mine:
+            mine[chain] = self._rules_of_mine(live, chain, coder)
+        if mine[chain][live.canonical(chain)[index]]:
+            return ""
+        # without a record: what leads to chains of that name is nobody else's
+        if self._is_of_services(_jump_of(live.spec(chain, index))):
+            return ""
+        found = self._ownership.owner(live.family, live.table, live.spec(chain, index))
+        return found or "another program"
 
     def _rules_of_mine(self, live: Live, chain: str, coder: Coder) -> Counter[bytes]:
         found: Counter[bytes] = Counter()
@@ -359,6 +399,12 @@ class _Own:
     @cached_property
     def policy(self) -> Wanted:
         return self._record.wanted()
+
+
+def _jump_of(spec: str) -> str:
+    """Return where a rule goes, by its text."""
+    _, _, to = spec.rpartition(" -j ") if " -j " in spec else spec.rpartition("-j ")
+    return to.partition(" ")[0]
 
 
 def _user_chains(table: str, what: WantedTable) -> Iterable[str]:

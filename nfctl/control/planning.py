@@ -70,11 +70,14 @@ class TablePlan:
         goals: dict[str, ChainGoal],
         remove: Sequence[str],
         owner: Callable[[str, int], str],
+        *,
+        known: bool = False,
     ) -> TablePlan:
         """Plan a table: ``goals`` by chain, and the user-defined chains that are to go.
 
         A chain that is to go and that a rule that stays still jumps to is emptied instead; one
-        that holds rules of others keeps those.
+        that holds rules of others keeps those. ``known``: the goals' jumps lead to no loop, and
+        there is much that is not looked at.
         """
         plan = cls(live)
         for name, goal in goals.items():
@@ -82,8 +85,9 @@ class TablePlan:
         removed = [name for name in remove if name in live.chains and name not in goals]
         for name in removed:
             plan._chain(name, ChainGoal(), owner)
-        plan._delete(removed)
-        plan.check_loops()
+        plan._delete(removed, known)
+        if not known:
+            plan.check_loops()
         return plan
 
     def _chain(self, name: str, goal: ChainGoal, owner: Callable[[str, int], str]) -> None:
@@ -110,12 +114,18 @@ class TablePlan:
             at, count = unequal[0], len(wanted)
             pairs = [Block(0, 0, at), Block(at + 1, at + 1, count - at - 1)]
             blocks = [block for block in pairs if block.length]
-        return merge(live.canonical(name), wanted, lambda index: owner(name, index), blocks)
+        return merge(
+            live.canonical(name),
+            wanted,
+            lambda index: owner(name, index),
+            blocks,
+            front=goal.front,
+        )
 
-    def _delete(self, removed: list[str]) -> None:
+    def _delete(self, removed: list[str], known: bool) -> None:
         if not removed:
             return
-        used = self._jumped_to()
+        used = self._known_jumps(removed) if known else self._jumped_to()
         for name in removed:
             plan = self.chains[name]
             if plan.change.after:
@@ -125,6 +135,12 @@ class TablePlan:
             else:
                 plan.change.deleted = True
                 self.delete.append(name)
+
+    def _known_jumps(self, removed: list[str]) -> dict[str, str]:
+        """Return which chains other chains than those that are planned jump to."""
+        blob = self.live.blob
+        jumps = blob.jumps_to(removed) if blob is not None else []
+        return {to: f"chain {chain}" for chain, to in jumps if chain not in self.chains}
 
     def _jumped_to(self) -> dict[str, str]:
         """Return the chains that rules which stay jump to, each with a chain that does."""

@@ -41,7 +41,7 @@ class Snapshot:
         if self._child is not None:
             self._child.kill()
 
-    def texts(self) -> dict[int, str]:
+    def texts(self, _plans: Plans) -> dict[int, str]:
         """Return the text of each family; of one without tables in use, ""."""
         if self._texts is None:
             self._texts = self._print() if self._child is None else self._child.result(_PATIENCE)
@@ -64,3 +64,23 @@ class Snapshot:
             family: "".join(live.text(counters=True) for live in side.read_all())
             for family, side in self._sides.items()
         }
+
+
+class Parts(Snapshot):
+    """Of the chains alone that change: enough to undo it, where the tables are large."""
+
+    def __init__(self, sides: dict[int, FamilySide], state: State) -> None:
+        del state
+        self._sides = sides
+        self._child = None
+
+    def texts(self, plans: Plans) -> dict[int, str]:
+        """Return the chains that change, as they are, with counters, by family."""
+        found = dict.fromkeys(self._sides, "")
+        for plan in plans.changed:
+            chains = [name for name, chain in plan.chains.items() if chain.change.changes]
+            found[plan.live.family] += plan.live.part(chains)
+        return found
+
+    def remember(self, state: State, plans: Plans, blobs: Mapping[tuple[int, str], Blob]) -> None:
+        """Do nothing: nothing was printed that would have to be again."""

@@ -20,7 +20,9 @@ import mmap
 import os
 import socket
 import struct
-from typing import NamedTuple
+from bisect import bisect_right
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import NfctlError, NotPermitted, Unsupported
 from nfctl.kernel.decode import Parts
@@ -35,6 +37,9 @@ from nfctl.kernel.layout import (
 from nfctl.kernel.libraries import libraries
 from nfctl.ruleset.names import HOOKS, check_table
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
 _GET_INFO, _GET_ENTRIES = 64, 65  # IPT_BASE_CTL and the one after it; the same for IPv6
 _INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 _BASE = 40  # of the entries in struct ipt_get_entries: behind name[32], size and padding
@@ -43,6 +48,7 @@ _ERROR = b"ERROR\0"
 _VERDICTS = {-1: b"DROP", -2: b"ACCEPT", -4: b"QUEUE", -5: b"RETURN"}  # -NF_* - 1, XT_RETURN
 _VERDICT = struct.Struct("=i")
 _ATTEMPTS = 20
+_FEW = 20  # chains, for each of which all bytes are searched
 
 
 class Info(NamedTuple):
@@ -91,7 +97,6 @@ class Blob:
         self._seams: list[tuple[int, int]] = []  # where all entries begin, and their targets
         self._masked: bytearray | None = None
         self._digest = ""
-        self._alike: dict[int, bool] = {}  # other readings, by id: do they have the same chains
         self.chains = self._cut()
         self._names: dict[int, bytes] = {**self._firsts, **_VERDICTS}
 
@@ -134,25 +139,25 @@ class Blob:
         return chains
 
     def masked(self) -> bytearray:
-        """Return the entries without counters, and with jumps by the chain's number.
+        """Return the entries without counters, and with jumps by a digest of the chain's name.
 
-        That is the same for the same rules, wherever in the table they stand.
+        That is the same for the same rules, wherever in the table they and the chains stand.
         """
         if self._masked is None:
             masked = bytearray(self.data)
             at, nothing = self.layout.counters_at, bytes(COUNTERS.size)
             behind, width, unpack = EXTENSION_HEADER.size, COUNTERS.size, _VERDICT.unpack_from
-            numbers = {
-                offset: _VERDICT.pack(number) for number, offset in enumerate(sorted(self._firsts))
-            }
-            elsewhere = _VERDICT.pack(-len(HOOKS) - 1)  # to the next rule, or nowhere
+            # there is room for eight bytes: the structure is padded
+            names = {at: blake2b(raw, digest_size=8).digest() for at, raw in self._firsts.items()}
+            elsewhere = b"\xff" * 8  # to the next rule, or nowhere
             for start, target in self._seams:
                 masked[start + at : start + at + width] = nothing
                 if not masked[target + 2]:
                     verdict = unpack(masked, target + behind)[0]
                     if verdict >= 0:
-                        number = numbers.get(verdict, elsewhere)
-                        masked[target + behind : target + behind + _VERDICT.size] = number
+                        masked[target + behind : target + behind + 8] = names.get(
+                            verdict, elsewhere
+                        )
             self._masked = masked
         return self._masked
 
@@ -168,16 +173,8 @@ class Blob:
             self._digest = digest.hexdigest()
         return self._digest
 
-    def order(self) -> list[str]:
-        """Return the names of the user-defined chains in the order of the kernel's layout."""
-        firsts = self._firsts
-        return [firsts[at].decode("utf-8", "surrogateescape") for at in sorted(firsts)]
-
     def chain_digest(self, chain: BlobChain) -> str:
-        """Return a digest of a chain's rules, without counters.
-
-        It can be compared with those of readings whose chains stand in the same order.
-        """
+        """Return a digest of a chain's rules, without counters, wherever it stands."""
         rules = chain.rules
         data = self.masked()[rules[0].start : rules[-1].end] if rules else b""
         return hashlib.sha256(data).hexdigest()[:32]
@@ -185,22 +182,45 @@ class Blob:
     def same_rules(self, rules: list[Span], other: Blob, others: list[Span]) -> bool:
         """Whether neighbouring rules are, byte for byte, those of another reading of the table.
 
-        True only if both readings have the same chains. Counters do not count.
+        Counters do not count.
         """
         if len(rules) != len(others):
             return False
         if not rules:
             return True
-        if not self._same_chains(other):
-            return False
         mine = self.masked()[rules[0].start : rules[-1].end]
         return mine == other.masked()[others[0].start : others[-1].end]
 
-    def _same_chains(self, other: Blob) -> bool:
-        known = self._alike.get(id(other))
-        if known is None:
-            known = self._alike[id(other)] = self.order() == other.order()
-        return known
+    def jumps_to(self, chains: Collection[str]) -> list[tuple[str, str]]:
+        """Return who jumps (or goes) to some user-defined chains: pairs of chain and target."""
+        wanted = {name.encode("utf-8", "surrogateescape") for name in chains}
+        offsets = {at: raw.decode("utf-8", "surrogateescape") for at, raw in self._firsts.items()
+                   if raw in wanted}  # fmt: skip
+        if len(offsets) > _FEW:
+            verdicts, unpack = self.data, _VERDICT.unpack_from
+            behind = EXTENSION_HEADER.size
+            found = [
+                (start, offsets[verdict])
+                for start, target in self._seams
+                if not verdicts[target + 2]
+                and (verdict := unpack(verdicts, target + behind)[0]) in offsets
+            ]
+        else:
+            found = [
+                (start, name) for at, name in offsets.items() for start in self._entries_to(at)
+            ]
+        heads = sorted((chain.rules[0].start, chain.name) for chain in self.chains if chain.rules)
+        return [(heads[bisect_right(heads, (start, "\uffff")) - 1][1], to) for start, to in found]
+
+    def _entries_to(self, offset: int) -> Iterator[int]:
+        """Yield where entries begin that jump to an offset: looked for as bytes, and verified."""
+        needle, behind, seams = _VERDICT.pack(offset), EXTENSION_HEADER.size, self._seams
+        at = self.data.find(needle, _BASE)
+        while at >= 0:
+            start, target = seams[bisect_right(seams, (at,)) - 1]
+            if at == target + behind and not self.data[target + 2]:
+                yield start
+            at = self.data.find(needle, at + 1)
 
     def _policy(self, span: Span) -> Policy:
         verdict = STANDARD_TARGET.unpack_from(self.data, span.target)[3]

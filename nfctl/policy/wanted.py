@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nfctl.document import Node
     from nfctl.ruleset.words import Word
+    from nfctl.services.model import Listed
 
 #: The name of a policy whose file gives it none.
 DEFAULT_NAME = "default"
@@ -39,11 +40,16 @@ class WantedRule(NamedTuple):
 
 @dataclass(slots=True)
 class WantedChain:
-    """A chain. ``policy`` is ACCEPT or DROP, or None: left as it is, or no built-in chain."""
+    """A chain. ``policy`` is ACCEPT or DROP, or None: left as it is, or no built-in chain.
+
+    ``shared``: only the rules that this policy itself put there are its own, and new ones come
+    before those of others.
+    """
 
     rules: list[WantedRule] = field(default_factory=list)
     policy: str | None = None
     where: Where | None = None
+    shared: bool = False
 
 
 @dataclass(slots=True)
@@ -95,7 +101,8 @@ class Wanted:
     """A whole policy. ``files`` are the files it was read from, each with its sha256 (hex).
 
     ``raw`` is the text of an iptables-save file by family, where it was one: nothing else has to
-    be remembered of such a policy.
+    be remembered of such a policy. ``services`` is the list that the chains were made from; then
+    all chains are the policy's that have names as ``services.names`` makes them.
     """
 
     name: str = DEFAULT_NAME
@@ -104,6 +111,7 @@ class Wanted:
     keep: list[Keep] = field(default_factory=list)
     files: list[tuple[str, str]] = field(default_factory=list)
     raw: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
+    services: Listed | None = field(default=None, repr=False)
 
     @property
     def rules(self) -> int:

@@ -217,6 +217,10 @@ class _Reader:
         return Section(words[0], self.number, [])
 
     def _declaration(self, line: str) -> Command:
+        if line.endswith(" - [0:0]"):  # of thousands, as iptables-save writes them
+            plain, blank, _ = line[1:-8].partition(" ")
+            if plain.isascii() and plain.isprintable() and not blank and 0 < len(plain) <= MAX_NAME:
+                return Command(":", plain, self.number, 2, None, "-", (0, 0))
         # iptables-restore knows no quotes here
         words = [Word(found[0], found.start() + 1) for found in _NO_BLANKS.finditer(line, 1)]
         if not words:

@@ -233,6 +233,15 @@ def test_repairs_go_first(state: State) -> None:
     assert [entry.number for entry in state.entries()] == [12, 13, 14, 15]
 
 
+def test_repairs_go_first_where_bytes_are_short(state: State) -> None:
+    """Repairs of a large policy, each with much to go back to, take no apply from the journal."""
+    begin(state)
+    for _ in range(14):
+        begin(state, action="repair", before={4: "x" * 10_000})
+    assert state.prune(size=125_000) == [4, 3, 2]
+    assert [entry.number for entry in state.entries()][:2] == [1, 5]
+
+
 def test_beginning_prunes(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal is bounded without anybody's asking."""
     monkeypatch.setattr(State.prune, "__defaults__", (3, 1 << 20))

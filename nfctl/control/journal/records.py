@@ -28,7 +28,9 @@ from nfctl.policy.wanted import (
     WantedSet,
     WantedTable,
 )
+from nfctl.ruleset.names import BUILTIN_CHAINS
 from nfctl.ruleset.words import split
+from nfctl.services.names import FIXED
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
 
 CURRENT, CONFIRMED = "record.json", "confirmed.json"
 _VERSION = 1
+_SERVICES = "services"
+_PREFIX = re.compile(r'\{"version": 1, "prefix": "([^"\\]+)"')
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_TEXT = re.compile(r"([0-9a-f]{64})\.v([46])")
+_SHA = re.compile("[0-9a-f]{64}")
+_TEXT = re.compile(r"([0-9a-f]{64})\.(v[46]|services)")
 
 
 class Damaged(AnswerNo):
@@ -65,7 +70,8 @@ class Record:
     ``raw`` are the families whose text is that of a file, as it was written. In the others a
     built-in chain whose policy the record leaves alone is ``:INPUT - [0:0]``. ``sets`` and
     ``keep`` are WantedSet and Keep as dictionaries. ``left`` are sets that the policy wants no
-    more, and that others' rules still used. ``when`` is ISO 8601, UTC.
+    more, and that others' rules still used. ``when`` is ISO 8601, UTC. ``services`` is the
+    list of services (JSON) whose chains these are; ``text`` has only those that any list has.
     """
 
     name: str
@@ -78,6 +84,7 @@ class Record:
     keep: list[dict[str, str]] = field(default_factory=list)
     raw: list[int] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    services: str = ""
 
     @classmethod
     def of(cls, wanted: Wanted, exclusive: bool) -> Record:
@@ -98,6 +105,7 @@ class Record:
             ],
             [keep._asdict() for keep in wanted.keep],
             sorted(wanted.raw),
+            services=wanted.services.text if wanted.services is not None else "",
         )
 
     def only(self, families: Container[int]) -> Record:
@@ -142,9 +150,16 @@ class Record:
     @property
     def digest(self) -> str:
         """The SHA-256 of all that the policy wants: not of files, name, time, and what is left."""
-        return _digest(self._about({family: sha_of(text) for family, text in self.text.items()}))
+        texts = {family: sha_of(text) for family, text in self.text.items()}
+        return _digest(self._about(texts, sha_of(self.services)))
 
-    def _about(self, texts: dict[int, str]) -> dict[str, Any]:
+    @property
+    def prefix(self) -> str:
+        """What the names of services' chains begin with; "" if it has none."""
+        found = _PREFIX.match(self.services)
+        return found[1] if found is not None else ""
+
+    def _about(self, texts: dict[int, str], services: str) -> dict[str, Any]:
         return {
             "exclusive": self.exclusive,
             "text": {str(family): sha for family, sha in texts.items()},
@@ -152,7 +167,7 @@ class Record:
             "sets": self.sets,
             "keep": self.keep,
             "raw": self.raw,
-        }
+        } | ({"services": services} if self.services else {})
 
 
 def now(clock: float | None = None) -> str:
@@ -181,10 +196,11 @@ def prepare(directory: Path, record: Record) -> dict[str, str]:
     durable.make_directory(directory)
     new: dict[str, bytes] = {}
     names = {}
-    for family, text in record.text.items():
+    texts = [(str(family), f"v{family}", text) for family, text in record.text.items()]
+    texts += [(_SERVICES, _SERVICES, record.services)] if record.services else []
+    for key, suffix, text in texts:
         data = _bytes(text)
-        name = f"{hashlib.sha256(data).hexdigest()}.v{family}"
-        names[str(family)] = name
+        name = names[key] = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
         with contextlib.suppress(FileNotFoundError):
             if (directory / name).read_bytes() == data:
                 continue
@@ -197,7 +213,8 @@ def prepare(directory: Path, record: Record) -> dict[str, str]:
 def write(directory: Path, record: Record, files: Iterable[str]) -> None:
     """Replace the record in ``files`` (CURRENT, CONFIRMED), each at once."""
     names = prepare(directory, record)
-    about = record._about({int(family): name[:64] for family, name in names.items()})
+    services = names.pop(_SERVICES, "")[:64]
+    about = record._about({int(family): name[:64] for family, name in names.items()}, services)
     document = {
         "version": _VERSION,
         "name": record.name,
@@ -219,8 +236,9 @@ def _clear(directory: Path) -> None:
     for file in (CURRENT, CONFIRMED):
         with contextlib.suppress(FileNotFoundError):
             try:
-                texts = _document(directory / file)["text"]
-                used |= {f"{sha}.v{family}" for family, sha in texts.items()}
+                document = _document(directory / file)
+                used |= {f"{sha}.v{family}" for family, sha in document["text"].items()}
+                used.add(f"{document.get(_SERVICES)}.{_SERVICES}")
             except Damaged:
                 return
     for path in directory.iterdir():
@@ -253,11 +271,8 @@ def read(directory: Path, file: str = CURRENT) -> Record | None:
 def _read(directory: Path, document: dict[str, Any], file: Path) -> Record:
     texts = {}
     for family, sha in document["text"].items():
-        path = directory / f"{sha}.v{family}"
-        data = _bytes_of(path)
-        if hashlib.sha256(data).hexdigest() != sha:
-            raise _damaged(path, "was changed by another hand")
-        texts[int(family)] = data.decode("utf-8", "surrogateescape")
+        texts[int(family)] = _verified(directory / f"{sha}.v{family}", sha)
+    listed = document.get(_SERVICES, "")
     record = Record(
         document["name"],
         [(name, sha) for name, sha in document["files"]],
@@ -269,8 +284,10 @@ def _read(directory: Path, document: dict[str, Any], file: Path) -> Record:
         document["keep"],
         document["raw"],
         document.get("left", []),
+        _verified(directory / f"{listed}.{_SERVICES}", listed) if listed else "",
     )
-    about = record._about({int(family): sha for family, sha in document["text"].items()})
+    shas = {int(family): sha for family, sha in document["text"].items()}
+    about = record._about(shas, listed)
     if _digest(about) != document["digest"]:
         raise _damaged(file, "was changed by another hand")
     return record
@@ -288,6 +305,7 @@ def _document(file: Path) -> dict[str, Any]:
             and all(isinstance(found[key], list) for key in ("files", "sets", "keep", "raw"))
             and all(isinstance(name, str) and isinstance(sha, str) for name, sha in found["files"])
             and all(isinstance(name, str) for name in found.get("left", []))
+            and (_SERVICES not in found or _SHA.fullmatch(found[_SERVICES]) is not None)
             and isinstance(found["whole"], dict)
             and all(family in {"4", "6"} for family in [*found["text"], *found["whole"]])
             and all(re.fullmatch("[0-9a-f]{64}", sha) for sha in found["text"].values())
@@ -297,6 +315,13 @@ def _document(file: Path) -> dict[str, Any]:
     if not well:
         raise _damaged(file, "was changed by another hand")
     return found  # type: ignore[no-any-return]
+
+
+def _verified(file: Path, sha: str) -> str:
+    data = _bytes_of(file)
+    if hashlib.sha256(data).hexdigest() != sha:
+        raise _damaged(file, "was changed by another hand")
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _bytes_of(file: Path) -> bytes:
@@ -318,6 +343,9 @@ def _damaged(file: object, what: str) -> Damaged:
 
 def _text_of(wanted: Wanted) -> dict[int, str]:
     rendered = {f: tables for f, tables in wanted.tables.items() if f not in wanted.raw}
+    if wanted.services is not None:
+        prefix = wanted.services.prefix
+        rendered = {family: _frame(tables, prefix) for family, tables in rendered.items()}
     texts = save_text(replace(wanted, tables=rendered))
     for family, tables in rendered.items():
         lines = sum(
@@ -328,6 +356,20 @@ def _text_of(wanted: Wanted) -> dict[int, str]:
             msg = f"a rule of policy {wanted.name} holds a line break"
             raise BadInput(msg, hint="iptables-save text has a line for each rule")
     return texts | wanted.raw
+
+
+def _frame(tables: dict[str, WantedTable], prefix: str) -> dict[str, WantedTable]:
+    """Return the tables of services without what follows from the list: that is long."""
+    frame = {}
+    for name, table in tables.items():
+        fixed = {f"{prefix}{chain}" for chain in FIXED[name]}
+        chains = {
+            chain: replace(what, rules=what.rules if chain not in fixed else [])
+            for chain, what in table.chains.items()
+            if chain in fixed or chain in BUILTIN_CHAINS[name]
+        }
+        frame[name] = replace(table, chains=chains)
+    return frame
 
 
 def _tables(text: str, whole: Iterable[str], source: str) -> dict[str, WantedTable]:

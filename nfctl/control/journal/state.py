@@ -240,20 +240,19 @@ class State(Place):
         with self.locked():
             numbers = sorted(self._numbers(), reverse=True)
             pending = self.pending() if len(numbers) > 1 else None
-            if len(numbers) > keep:
+            sizes = {number: _size(self._history / str(number)) for number in numbers}
+            if len(numbers) > keep or sum(sizes.values()) > size:
                 repairs = {one.number for one in self.entries() if one.action == "repair"}
-                spare = [n for n in numbers if n in repairs][KEEP_REPAIRS:]
-                last = set(spare[max(0, len(spare) - (len(numbers) - keep)) :])
+                last = set([n for n in numbers if n in repairs][KEEP_REPAIRS:])
                 numbers.sort(key=lambda number: (number not in last, number), reverse=True)
             taken = 0
             for position, number in enumerate(numbers):
-                path = self._history / str(number)
-                taken += _size(path)
+                taken += sizes[number]
                 stays = position == 0 or (pending is not None and number == pending.number)
                 if stays or (position < keep and taken <= size):
                     continue
                 with contextlib.suppress(OSError):
-                    durable.remove(path)
+                    durable.remove(self._history / str(number))
                     removed.append(number)
         return removed
 
