@@ -70,10 +70,26 @@ def rollback(
     with state.locked(wait):
         state.settle()
         chosen = choose(state.entries(), number)
+        names = sorted({entry.policy for entry in chosen})
+        before = [_list(state, name) for name in names]
         with lock.held(wait):
             outcome = _Undo(state, chosen, why).run()
         state.prune()
+        after = [_list(state, name) for name in names]
+    for pair in zip(before, after, strict=True):
+        if pair != ("", ""):
+            from nfctl.control.serving import gone
+
+            outcome.change.notes += gone.end_between(*pair)
     return outcome
+
+
+def _list(state: State, name: str) -> str:
+    """Return the list of services that a policy was made from, as recorded; "" if from none."""
+    with contextlib.suppress(NfctlError):
+        record = state.record(name)
+        return record.services if record is not None else ""
+    return ""
 
 
 def _latest(known: Sequence[Entry]) -> int:
@@ -174,7 +190,7 @@ class _Undo:
                 return Outcome(change, UNCHANGED)
             if sets.obstacle is not None and _waiting(plans):
                 raise sets.obstacle
-            new = self._begin(change, snapshot.texts(), sets)
+            new = self._begin(change, snapshot.texts(plans), sets)
         with self._spare, undisturbed():  # a Ctrl-C must not be taken for a failure: it comes after
             return self._write(plans, sets, new, change)
 

@@ -223,7 +223,8 @@ def _planner(
 ) -> Planner:
     # with several policies, one's exclusive table may hold rules of another
     exclusive = all(record.exclusive for record in records)
-    return Planner(wanted, own=own, exclusive=exclusive, sets=sets)
+    prefixes = {record.prefix for record in (*records, *own) if record.prefix}
+    return Planner(wanted, own=own, exclusive=exclusive, sets=sets, prefixes=sorted(prefixes))
 
 
 def _verify(wanted: Wanted, records: Sequence[Record]) -> None:

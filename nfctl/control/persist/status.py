@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfctl.control import persist
 from nfctl.control.persist import closed as persist_closed
+from nfctl.control.persist.order import policy_of
 from nfctl.control.persist.unit import UNIT
 from nfctl.control.watching import drift
 from nfctl.errors import NfctlError
@@ -178,6 +179,7 @@ def look_at_policies(status: Status, state: State) -> None:
     for name in state.policies():
         try:
             record = state.record(name, confirmed=True)
+            rules = policy_of(record).rules if record is not None else 0
         except NfctlError as error:
             status.policies.append(Policy(name, DAMAGED, problem=error.message))
             status.problem(f"policy {name} is damaged: {error.message}", "apply that policy again")
@@ -185,7 +187,6 @@ def look_at_policies(status: Status, state: State) -> None:
         if record is None:
             status.policies.append(Policy(name, UNCONFIRMED))
             continue
-        rules = record.wanted().rules
         status.policies.append(Policy(name, OK, record.when, rules, record.digest))
         records.append(record)
     pending = state.pending()
