@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MOST = 365 * 86400.0  # seconds
 _LINES = 40  # of a change in a message for people
 _UNEXCITING = frozenset({"start", "gone", "repaired", "reloaded", "end"})
-_SOURCES = {"lock": "the xtables lock", "audit": "the audit log"}
+SOURCES = {"lock": "the xtables lock", "audit": "the audit log"}
 
 
 def watch(
@@ -122,7 +122,12 @@ def watch(
 
 
 class Teller:
-    """Tells events on standard output: a document a line, or lines for people."""
+    """Tells events on standard output: a document a line, or lines for people.
+
+    With ``quiet`` those are left out whose kinds are ``unexciting``.
+    """
+
+    unexciting = _UNEXCITING
 
     def __init__(self, *, json: bool, quiet: bool = False) -> None:
         self._json, self._quiet = json, quiet
@@ -132,11 +137,15 @@ class Teller:
     def __call__(self, event: Event) -> None:
         """Tell it now."""
         if self._json:
-            if not self._quiet or event.kind not in _UNEXCITING:
+            if not self._quiet or event.kind not in self.unexciting:
                 write(jsonlib.dumps(self._document(event)) + "\n")
             return
-        if not self._quiet or event.kind not in _UNEXCITING:
+        if not self._quiet or event.kind not in self.unexciting:
             write("".join(f"{line}\n" for line in self._lines(event)))
+
+    def text(self, event: Event) -> list[str]:
+        """Return an event for people."""
+        return lines(event)
 
     def _document(self, event: Event) -> dict[str, Any]:
         document = {"event": event.kind, "time": event.time(), **event.facts}
@@ -147,7 +156,7 @@ class Teller:
         return document
 
     def _lines(self, event: Event) -> Iterator[str]:
-        first, *more = lines(event)
+        first, *more = self.text(event)
         at = time.strftime("%H:%M:%S ", time.localtime(event.when)) if self._dated else ""
         yield at + first
         yield from (f"  {line}" for line in more)
@@ -160,19 +169,19 @@ def lines(event: Event) -> list[str]:
     """Return the text of an event for people, without the time and the change."""
     facts = event.facts
     if event.kind == "drift":
-        drifts = [visible(f"{_place(place)}: {place['text']}") for place in facts["places"]]
+        drifts = [visible(f"{where(place)}: {place['text']}") for place in facts["places"]]
         if len(drifts) > 1:
-            return [f"drift in {len(drifts)} places{_by(facts)}", *drifts]
-        return [f"drift: {drifts[0]}{_by(facts)}"]
+            return [f"drift in {len(drifts)} places{by_whom(facts)}", *drifts]
+        return [f"drift: {drifts[0]}{by_whom(facts)}"]
     return [visible(_text(event.kind, facts))]
 
 
 def _text(kind: str, facts: dict[str, Any]) -> str:
-    places = ", ".join(_place(place) for place in facts.get("places", ()))
+    places = ", ".join(where(place) for place in facts.get("places", ()))
     match kind:
         case "start":
             does = "keeping the host at" if facts["repair"] else "watching over"
-            sources = " and ".join(_SOURCES[name] for name in facts["notices"])
+            sources = " and ".join(SOURCES[name] for name in facts["notices"])
             lacks = f" (no {'; no '.join(facts['missing'])})" if facts["missing"] else ""
             return f"{does} {_policy(facts)}; notices by {sources or 'nobody'}{lacks}"
         case "gone":
@@ -185,7 +194,7 @@ def _text(kind: str, facts: dict[str, Any]) -> str:
             times = facts["times"]
             repairs = "a repair" if times == 1 else f"each of {times} repairs"
             wait = f"the next repair is in {facts['seconds']:.0f} s"
-            return f"backing off: {places} changed again after {repairs}{_by(facts)}; {wait}"
+            return f"backing off: {places} changed again after {repairs}{by_whom(facts)}; {wait}"
         case "reloaded":
             return f"reloaded: {_policy(facts)}"
         case "reload-failed":
@@ -201,13 +210,14 @@ def _policy(facts: dict[str, Any]) -> str:
     return f"the policy {facts['policy']} ({_count(facts['rules'], 'rule')})"
 
 
-def _place(place: dict[str, Any]) -> str:
+def where(place: dict[str, Any]) -> str:
+    """Return a place of an event in words."""
     if "set" in place:
         return f"set {place['set']}"
     return f"IPv{place['family']} {place['table']} {place['chain']}"
 
 
-def _by(facts: dict[str, Any]) -> str:
+def by_whom(facts: dict[str, Any]) -> str:
     """Return who it was, or may have been."""
     who = facts["who"]
     if not who:

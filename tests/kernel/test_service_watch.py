@@ -1,0 +1,492 @@
+"""``nfctl service watch`` on the real kernel: real servers, real clients, iptables-legacy.
+
+An endpoint is a server of its own, which ends and is started again. The interval of compares is an
+hour, so that only notices, health and the file can tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from nfctl.lab import Lab
+from nfctl.services.model import Endpoint, Service, ServiceList
+from tests.kernel.conftest import NFCTL, without_comments
+from tests.kernel.serving import (
+    CLUSTER,
+    REFUSED,
+    SERVED,
+    STATE,
+    VIP,
+    Ask,
+    Net,
+    Server,
+    client,
+    endpoint,
+    pod,
+)
+from tests.kernel.test_watch import AWAITED, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kernel.conftest import Namespace
+
+_NEEDED: Final = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-legacy-restore")
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make network namespaces"),
+    *(pytest.mark.skipif(shutil.which(name) is None, reason=f"needs {name}") for name in _NEEDED),
+]
+
+FAMILIES: Final = pytest.mark.parametrize("family", [4, 6])
+CHECK: Final = ("--check-health", "tcp", "--check-interval", "0.1", "--check-timeout", "20",
+                "--rise", "2", "--fall", "2")  # fmt: skip
+TIMES: Final = 120  # connections: that one of three endpoints gets none by chance has 1e-21
+
+
+class Endpoints:
+    """The servers, which can be stopped and started one by one."""
+
+    def __init__(self, net: Net) -> None:
+        self._net = net
+        self._servers: dict[tuple[int, int], Server] = {}
+
+    def start(self, family: int, *numbers: int) -> None:
+        for number in numbers:
+            server = Server(self._net.pods, [pod(family, number)])
+            self._servers[family, number] = server
+
+    def stop(self, family: int, *numbers: int) -> None:
+        for number in numbers:
+            self._servers.pop((family, number)).close()
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+
+
+@pytest.fixture(scope="module")
+def module_net() -> Iterator[Net]:
+    with Lab("tests") as lab:
+        net = Net(lab)
+        net.server.close()  # ours stop one by one
+        yield net
+
+
+@pytest.fixture
+def net(module_net: Net) -> Iterator[Net]:
+    yield module_net
+    flush = "\n".join(f"*{table}\nCOMMIT" for table in ("nat", "filter", "mangle"))
+    for binary in ("iptables-legacy-restore", "ip6tables-legacy-restore"):
+        with module_net.node.popen([binary], stdin=subprocess.PIPE, text=True) as process:
+            process.communicate(f"{flush}\n")
+        assert process.returncode == 0
+    module_net.node.run(shutil.rmtree, STATE, True)
+
+
+@pytest.fixture
+def endpoints(net: Net) -> Iterator[Endpoints]:
+    found = Endpoints(net)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "services.json"
+
+
+def web(family: int, *numbers: int, protocol: str = "tcp") -> Service:
+    made = tuple(endpoint(family, number) for number in numbers)
+    return Service("web", 80, protocol, (VIP[family],), endpoints=made)
+
+
+def put(file: Path, *services: Service) -> None:
+    """Put a list in the place of another one, at once."""
+    made = ServiceList(services, cluster=tuple(CLUSTER.values()))
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(made.document()), encoding="utf-8")
+    new.rename(file)
+
+
+class Watch(Session):
+    """A watch that runs, and what it tells."""
+
+    def until(self, kind: str, **wanted: Any) -> dict[str, Any]:
+        """Return the next event of a kind, with these facts."""
+        while True:
+            event = self.next()
+            if event["event"] == kind and all(event[key] == wanted[key] for key in wanted):
+                return event
+
+
+@contextlib.contextmanager
+def watching(net: Net, file: Path, *options: str) -> Iterator[Watch]:
+    """Run ``nfctl service watch`` in the node for the block, past its first apply."""
+    address = file.with_name("notify")
+    settings = [f"NFCTL_STATE_DIR={STATE}", f"NOTIFY_SOCKET={address}"]
+    words = ["service", "watch", str(file), "--json", "--interval", "3600", *options]
+    argv = ["env", *settings, *NFCTL, *words]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(AWAITED)
+        pipe = subprocess.PIPE
+        with net.node.popen(argv, stdout=pipe, stderr=pipe) as process:
+            try:
+                watch = Watch(process, manager)
+                watch.expect("start")
+                watch.heard("READY")
+                yield watch
+            finally:
+                process.kill()
+    address.unlink()
+
+
+def nfctl(net: Net, *words: str) -> str:
+    return net.node.call(["env", f"NFCTL_STATE_DIR={STATE}", *NFCTL, *words], timeout=AWAITED)
+
+
+def rules(net: Net, family: int = 4) -> str:
+    return without_comments(net.rules(family))
+
+
+def servers(net: Net, family: int) -> Counter[str]:
+    """Return who served how many of many connections."""
+    answers = net.ask("tcp", VIP[family], times=TIMES)
+    return Counter(answer.server or answer.failure for answer in answers)
+
+
+def by_udp(net: Net, family: int, port: int) -> str:
+    """Ask by UDP from a port who answers: conntrack has that go where it went before."""
+    (answer,) = net.all([Ask(VIP[family], 80, client(family), port)], "udp", wait=AWAITED)
+    return answer.server or answer.failure
+
+
+# --- health -------------------------------------------------------------------------------------
+
+
+@FAMILIES
+def test_a_server_stops_and_starts(net: Net, endpoints: Endpoints, file: Path, family: int) -> None:
+    """Nothing new goes to an endpoint whose server stopped, and nothing fails; then it is back."""
+    endpoints.start(family, 0, 1, 2)
+    put(file, web(family, 0, 1, 2))
+    with watching(net, file, *CHECK) as watch:
+        applied = watch.until("applied", why=["start"])
+        assert servers(net, family).keys() == {pod(family, number) for number in (0, 1, 2)}
+        while True:
+            number, answer = net.open(VIP[family])
+            if answer.server == pod(family, 1):
+                break
+        endpoints.stop(family, 0)
+        told = watch.until("health", healthy=False)
+        assert (told["endpoint"], told["reason"]) == (
+            str(Endpoint(pod(family, 0), SERVED)), "connection refused"
+        )  # fmt: skip
+        assert told["services"] == ["web"]
+        applied = watch.until("applied")
+        assert applied["why"] == ["health"]
+        assert servers(net, family).keys() == {pod(family, 1), pod(family, 2)}
+        endpoints.start(family, 0)
+        watch.until("health", healthy=True, endpoint=told["endpoint"])
+        watch.until("applied", why=["health"])
+        assert servers(net, family).keys() == {pod(family, number) for number in (0, 1, 2)}
+        assert net.say(number).server == pod(family, 1), "an established one was to go on"
+        watch.end()
+    entry = json.loads(nfctl(net, "history", "show", str(applied["entry"]), "--json"))
+    assert entry["action"] == "repair"
+
+
+@FAMILIES
+def test_udp_flows_of_an_unhealthy_endpoint(
+    net: Net, endpoints: Endpoints, file: Path, family: int
+) -> None:
+    """A client that asks from one port goes to another endpoint when its own is gone."""
+    endpoints.start(family, 0, 1)
+    put(file, web(family, 0, 1), web(family, 0, 1, protocol="udp"))
+    port = 40001
+    with watching(net, file, *CHECK) as watch:
+        watch.until("applied", why=["start"])
+        first = by_udp(net, family, port)
+        gone = 0 if first == pod(family, 0) else 1
+        assert {by_udp(net, family, port) for _ in range(10)} == {first}
+        endpoints.stop(family, gone)
+        assert watch.until("applied")["ended"] == 1
+        assert by_udp(net, family, port) == pod(family, 1 - gone)
+        watch.end()
+
+
+def test_nobody_is_healthy(net: Net, endpoints: Endpoints, file: Path) -> None:
+    """Where no endpoint's HTTP answers the service rejects, and says so, until one does."""
+    endpoints.start(4, 0, 1)
+    put(file, web(4, 0, 1))
+    health = net.pods.serve(http=[9000])
+    check = ("--check-health", "http://:9000/", *CHECK[2:])
+    with watching(net, file, *check) as watch:
+        watch.until("applied", why=["start"])
+        for _ in range(2):
+            assert watch.until("health")["reason"] == "HTTP 200"
+        health.close()
+        assert watch.until("unserved")["services"] == [
+            {"name": "web", "protocol": "tcp",
+             "what": "has no endpoint that serves: connections are rejected"}
+        ]  # fmt: skip
+        assert servers(net, 4) == {REFUSED[4]: TIMES}
+        net.pods.serve(http=[9000])
+        watch.until("served")
+        assert servers(net, 4).keys() == {pod(4, 0), pod(4, 1)}
+        watch.end()
+
+
+def test_a_restart_does_not_bring_back_who_is_gone(
+    net: Net, endpoints: Endpoints, file: Path
+) -> None:
+    """A watch that is started again goes on with what the last one knew."""
+    endpoints.start(4, 1)
+    put(file, web(4, 0, 1))
+    with watching(net, file, *CHECK) as watch:
+        watch.until("applied", why=["health"])
+        watch.end()
+    before = rules(net)
+    slow = ("--check-health", "tcp", "--check-interval", "3600")
+    with watching(net, file, *slow) as watch:
+        assert watch.end()["applied"] == 0
+    assert watch.told[0]["unhealthy"] == 1
+    assert rules(net) == before
+    assert servers(net, 4).keys() == {pod(4, 1)}
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+@FAMILIES
+def test_the_file_is_replaced(net: Net, endpoints: Endpoints, file: Path, family: int) -> None:
+    """A file that is renamed into place is taken: chains follow, and UDP flows of who is gone."""
+    endpoints.start(family, 0, 1)
+    put(file, web(family, 0), web(family, 0, protocol="udp"))
+    port = 40002
+    with watching(net, file) as watch:
+        assert by_udp(net, family, port) == pod(family, 0)
+        put(file, web(family, 1), web(family, 1, protocol="udp"))
+        watch.until("reloaded")
+        applied = watch.expect("applied")
+        assert (applied["why"], applied["ended"]) == (["file"], 1)
+        assert servers(net, family) == {pod(family, 1): TIMES}
+        assert by_udp(net, family, port) == pod(family, 1)
+        put(file)
+        watch.until("applied")
+        assert "NFCTL-" not in net.rules(family)
+        watch.end()
+
+
+def test_a_broken_file(net: Net, endpoints: Endpoints, file: Path) -> None:
+    """It is told with its place, and the old list stays; so it is with a file that is gone."""
+    endpoints.start(4, 0)
+    put(file, web(4, 0))
+    with watching(net, file) as watch:
+        before = rules(net)
+        file.write_text("services: [{name: web, port: 80000}]\n", encoding="utf-8")
+        failed = watch.until("reload-failed")
+        assert failed["code"] == 2
+        assert failed["error"].startswith(f"{file}:1:30: ")
+        file.unlink()
+        watch.process.send_signal(signal.SIGHUP)
+        assert "No such file" in watch.expect("reload-failed")["error"]
+        assert rules(net) == before
+        assert servers(net, 4) == {pod(4, 0): TIMES}
+        put(file, web(4, 1))
+        watch.until("reloaded")
+        watch.expect("applied")
+        watch.end()
+
+
+# --- others -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing"),
+    [
+        (["iptables-legacy", "-t", "nat", "-F"], True),
+        (["iptables-legacy", "-t", "nat", "-D", "PREROUTING", "1"], True),
+        (["iptables-legacy", "-t", "nat", "-I", "NFCTL-SERVICES", "-j", "RETURN"], False),
+    ],
+    ids=["flush", "jump", "insert"],
+)
+def test_what_others_change_is_put_back(
+    net: Net, endpoints: Endpoints, file: Path, argv: list[str], missing: bool
+) -> None:
+    """Whoever flushes the table, or edits it, is named, and what there was is put back."""
+    endpoints.start(4, 0)
+    put(file, web(4, 0))
+    with watching(net, file) as watch:
+        before = rules(net)
+        net.node.call(argv)
+        drift = watch.until("drift")
+        assert drift["who"][0]["comm"] == "iptables-legacy"
+        assert any(place["missing" if missing else "extra"] for place in drift["places"])
+        assert watch.expect("applied")["why"] == ["drift"]
+        assert rules(net) == before
+        assert servers(net, 4) == {pod(4, 0): TIMES}
+        end = watch.end()
+    assert end["applied"] == 2  # its own repair is no drift
+
+
+def test_what_is_beside_stays(net: Net, endpoints: Endpoints, file: Path) -> None:
+    """Rules of others that come while it watches are no drift, and stay."""
+    endpoints.start(4, 0)
+    put(file, web(4, 0))
+    rule = ["-s", "192.0.2.99/32", "-j", "ACCEPT"]
+    with watching(net, file) as watch:
+        net.node.call(["iptables-legacy", "-t", "nat", "-A", "PREROUTING", *rule])
+        net.node.call(["iptables-legacy", "-t", "nat", "-N", "OTHER"])
+        put(file, web(4, 0, 1))
+        watch.until("applied", why=["file"])
+        net.node.call(["iptables-legacy", "-t", "nat", "-F", "NFCTL-SERVICES"])
+        drift = watch.until("drift")
+        assert [place["chain"] for place in drift["places"]] == ["NFCTL-SERVICES"]
+        watch.until("applied", why=["drift"])
+        watch.end()
+    assert f"-A PREROUTING {' '.join(rule)}\n" in rules(net)
+    assert ":OTHER - [0:0]\n" in rules(net)
+
+
+def test_what_nfctl_makes_of_the_list(net: Net, endpoints: Endpoints, file: Path) -> None:
+    """An endpoint that is set or drained by hand stays that; SIGHUP takes the file, but drains."""
+    endpoints.start(4, 0, 1, 2)
+    put(file, web(4, 0, 1))
+    with watching(net, file) as watch:
+        watch.until("applied", why=["start"])
+        nfctl(net, "service", "set-endpoints", "web", "--add", f"{pod(4, 2)}:{SERVED}")
+        assert watch.until("taken")["text"] == [f"* web (tcp): + {pod(4, 2)}:{SERVED}"]
+        assert servers(net, 4).keys() == {pod(4, number) for number in (0, 1, 2)}
+        nfctl(net, "service", "drain", "web", f"{pod(4, 0)}:{SERVED}", "--no-wait")
+        watch.until("taken")
+        assert servers(net, 4).keys() == {pod(4, 1), pod(4, 2)}
+        watch.process.send_signal(signal.SIGHUP)
+        watch.until("applied", why=["file"])
+        assert servers(net, 4).keys() == {pod(4, 1)}
+        nfctl(net, "service", "drain", "web", f"{pod(4, 0)}:{SERVED}", "--undo")
+        watch.until("taken")
+        assert servers(net, 4).keys() == {pod(4, 0), pod(4, 1)}
+        nfctl(net, "rollback", "1")
+        assert watch.until("taken")["services"] == 0
+        assert "NFCTL-" not in net.rules(4)
+        watch.end()
+
+
+def test_one_watch_alone(net: Net, file: Path) -> None:
+    """A second watch over the same services ends with 4, and says which process is the first."""
+    put(file, web(4, 0))
+    with watching(net, file) as watch:
+        argv = ["env", f"NFCTL_STATE_DIR={STATE}", *NFCTL, "service", "watch", str(file)]
+        with net.node.popen(argv, stderr=subprocess.PIPE, text=True) as second:
+            _, errors = second.communicate(timeout=AWAITED)
+        assert second.returncode == 4
+        assert f"(process {watch.process.pid})" in errors
+        watch.end()
+
+
+# --- its end ------------------------------------------------------------------------------------
+
+
+def test_its_life_as_a_service(net: Net, endpoints: Endpoints, file: Path) -> None:
+    """The manager hears READY, RELOADING and STOPPING; at SIGTERM all chains stay, exit code 0."""
+    endpoints.start(4, 0)
+    put(file, web(4, 0))
+    with watching(net, file, *CHECK) as watch:
+        watch.until("health")
+        before = rules(net)
+        watch.process.send_signal(signal.SIGHUP)
+        assert int(watch.heard("RELOADING")["MONOTONIC_USEC"]) > 0
+        assert watch.heard("READY")["STATUS"] == "1 services, 1 endpoints"
+        end = watch.end()
+        assert watch.heard("STOPPING")["STATUS"] == "ended by SIGTERM"
+    assert (end["ended_by"], end["applied"]) == ("SIGTERM", 1)
+    assert rules(net) == before
+    assert servers(net, 4) == {pod(4, 0): TIMES}
+
+
+def _open_files(pid: int) -> list[str]:
+    """Return what a process has open but sockets: a check may be under way."""
+    links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return sorted(link for link in links if not link.startswith("socket:"))
+
+
+def test_nothing_is_left_open(net: Net, file: Path) -> None:
+    """Forty applies and their checks leave no descriptor behind."""
+    put(file, web(4, 0, 1))
+    slow = ("--check-health", "tcp", "--check-interval", "3600")
+    with watching(net, file, *slow) as watch:
+        before: list[str] = []
+        for number in range(40):
+            put(file, web(4, 0, 1 + number % 2))
+            watch.process.send_signal(signal.SIGHUP)
+            watch.until("reloaded")
+            if number:
+                watch.until("applied", why=["file"])
+            now = _open_files(watch.process.pid)
+            before = before or now
+        assert now == before
+        watch.end()
+
+
+def test_in_a_namespace_with_a_name(netns: Namespace, file: Path, tmp_path: Path) -> None:
+    """--netns keeps another namespace, checks there and notices there; ours stays as it is."""
+    if netns.run(["ip", "netns", "add", "other"]).returncode:
+        pytest.skip("needs ip netns add")
+    inside = ["ip", "netns", "exec", "other"]
+    netns.run([*inside, "ip", "link", "set", "lo", "up"])
+    one = Endpoint("127.0.0.1", 8080, local=True)
+    put(file, Service("web", 80, "tcp", ("10.96.0.10",), endpoints=(one,)))
+    serve = """
+import socket
+with socket.create_server(("127.0.0.1", 8080)) as server:
+    while True:
+        server.accept()[0].close()
+"""
+    options = ("--netns", "other", "--json", *CHECK)
+    argv = ["env", f"NFCTL_STATE_DIR={tmp_path / 'state'}", *NFCTL, "service", "watch", str(file)]
+    pipe = subprocess.PIPE
+    with (
+        netns.popen([*argv, *options], stdout=pipe, stderr=pipe) as process,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        try:
+            watch = Watch(process, manager)  # type: ignore[arg-type]
+            watch.until("unserved")
+            with netns.popen([*inside, sys.executable, "-c", serve]) as server:
+                try:
+                    watch.until("served")
+                finally:
+                    server.kill()
+            watch.until("unserved")
+            netns.run([*inside, "iptables-legacy", "-t", "nat", "-F"])
+            watch.until("drift")
+            watch.until("applied", why=["drift"])
+            watch.end()
+        finally:
+            process.kill()
+    assert netns.save() == ""
+    assert "NFCTL-SERVICES" in netns.run([*inside, "iptables-legacy-save"]).stdout
+
+
+def test_without_root(net: Net, file: Path) -> None:
+    """It says what is missing, and ends with 3."""
+    put(file, web(4, 0))
+    argv = ["unshare", "--user", "env", f"NFCTL_STATE_DIR={STATE}", *NFCTL, "service", "watch"]
+    with net.node.popen([*argv, str(file)], stderr=subprocess.PIPE, text=True) as process:
+        _, errors = process.communicate(timeout=AWAITED)
+    assert process.returncode == 3, errors
+    assert "nfctl: error: " in errors
