@@ -118,7 +118,7 @@ def apply(
     from nfctl.kernel import netns as namespaces
 
     options = Options(
-        exclusive=exclusive, confirm=_seconds(confirm), guard=tuple(guard or ()),
+        exclusive=exclusive, confirm=seconds_of(confirm), guard=tuple(guard or ()),
         guard_ssh=guard_ssh, force=force, flush_flows=flush_flows, wait=wait, resolve=resolve,
     )  # fmt: skip
     with namespaces.entered(netns):
@@ -139,7 +139,7 @@ def apply(
             else:
                 write(_text(outcome))
         if outcome.status == "unconfirmed":
-            _wait_for_word(state, outcome, options, netns)
+            wait_for_word(state, outcome, options, netns)
 
 
 @contextlib.contextmanager
@@ -151,7 +151,8 @@ def heard(what: str) -> Iterator[None]:
         print(f"nfctl: it is {what}, and cannot be told: {error}", file=sys.stderr)
 
 
-def _seconds(confirm: float | None) -> float | None:
+def seconds_of(confirm: float | None) -> float | None:
+    """Return the time of --confirm; BadInput for one that makes no sense."""
     if confirm is not None and not (math.isfinite(confirm) and 1 <= confirm <= _LONGEST):
         msg = f"--confirm {confirm:g}: it takes between 1 and {_LONGEST:g} seconds"
         raise BadInput(msg, hint="60 is time enough to log in once more")
@@ -180,7 +181,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     entry, flushed = outcome.entry, outcome.flushed
     confirm = None
     if outcome.status == "unconfirmed" and outcome.deadline is not None and entry is not None:
-        confirm = {"seconds": entry.confirm, "deadline": _moment(outcome.deadline)}
+        confirm = {"seconds": entry.confirm, "deadline": moment(outcome.deadline)}
     return {
         "status": outcome.status,
         "policy": outcome.change.policy,
@@ -197,7 +198,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _moment(deadline: float) -> str:
+def moment(deadline: float) -> str:
     """Return a moment of CLOCK_BOOTTIME in ISO 8601, UTC."""
     from nfctl.kernel.process import since_boot
 
@@ -249,7 +250,7 @@ def _unguarded(outcome: Outcome) -> list[str]:
 # --- the confirmation ---------------------------------------------------------------------------
 
 
-def _wait_for_word(state: State, outcome: Outcome, options: Options, netns: str | None) -> None:
+def wait_for_word(state: State, outcome: Outcome, options: Options, netns: str | None) -> None:
     """Ask on a terminal; elsewhere say how it is confirmed."""
     from nfctl.cli import keep
 

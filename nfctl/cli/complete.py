@@ -1,4 +1,4 @@
-"""What the shell completes: tables, chains, extensions, interfaces, namespaces, labs."""
+"""What the shell completes: tables, chains, extensions, interfaces, namespaces, labs, services."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nfctl.errors import NfctlError
 
 if TYPE_CHECKING:
     from nfctl.lab.standing import Standing
+    from nfctl.services.model import Service
 
 _CHAIN_COMMANDS = ("-j", "--jump", "-g", "--goto")
 _HEADER_OPTIONS = ("-p", "-s", "-d", "-i", "-o", "-m", "-j", "-g")
@@ -124,6 +125,44 @@ def programs(ctx: Any, incomplete: str) -> list[str]:
         with contextlib.suppress(OSError):
             found.update(_beginning(os.listdir(directory), incomplete))
     return sorted(found)
+
+
+def services(ctx: Any, incomplete: str) -> list[str]:
+    """Complete the name of an applied service; NAME/udp where there are two of it."""
+    listed = _services(ctx)
+    names = [service.name for service in listed]
+    taken = set(ctx.params.get("names") or ())
+    words = [s.name if names.count(s.name) == 1 else f"{s.name}/{s.protocol}" for s in listed]
+    return [word for word in _beginning(words, incomplete) if word not in taken]
+
+
+def service_endpoints(ctx: Any, incomplete: str) -> list[str]:
+    """Complete an endpoint of the service that was named before."""
+    from nfctl.services import editing
+    from nfctl.services.model import ServiceList
+
+    try:
+        service = editing.find(ServiceList(tuple(_services(ctx))), str(ctx.params.get("name")))
+    except NfctlError:
+        return []
+    taken = set(ctx.params.get("endpoints") or ())
+    return [
+        word for word in _beginning(map(str, service.endpoints), incomplete) if word not in taken
+    ]
+
+
+def _services(ctx: Any) -> list[Service]:
+    from nfctl.control.journal.state import State
+    from nfctl.control.serving import changing
+    from nfctl.kernel import netns
+
+    try:
+        with netns.entered(ctx.params.get("netns")):
+            state = State()
+            prefix = changing.the_prefix(state, ctx.params.get("prefix"))
+            return list(changing.current(state, prefix).services)
+    except (NfctlError, OSError):
+        return []  # there are none, or only root sees them
 
 
 def _labs() -> list[Standing]:

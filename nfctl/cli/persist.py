@@ -195,13 +195,14 @@ def restore(
 
 
 def _restored(done: Restored, state: State) -> str:
+    from nfctl.control.persist.order import policy_of
     from nfctl.text import several, visible
 
     lines = []
     if not done.records:
         lines.append(f"nothing is confirmed in {state.directory}: nothing to restore")
     for record in done.records:
-        rules = several(record.wanted().rules, "rule")
+        rules = several(policy_of(record).rules, "rule")
         lines.append(f"policy {record.name}: {rules}, of {record.when}")
     if done.records:
         changed = done.change is not None and done.change.changes
