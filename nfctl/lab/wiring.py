@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _NEWROUTE, _NEWQDISC = 20, 24, 36
 _NEW = NLM_F_CREATE | NLM_F_EXCL
+_NODAD = 2  # IFA_F_NODAD of linux/if_addr.h
 _UP = {"flags": 1, "change": 1}
 _LINK_HEADER = 16  # bytes, struct ifinfomsg
 _QDISC, _OPERSTATE = 6, 16  # IFLA_QDISC, IFLA_OPERSTATE
@@ -239,11 +240,14 @@ def _address(end: End, text: str) -> Request | None:
     if family is None:
         return None
     address = str(interface.ip)
+    # Without IFA_F_NODAD it is tentative until the kernel finds time, also with accept_dad=0.
+    flags = _NODAD if interface.version == 6 else 0
+    length = interface.network.prefixlen
     data = encode(
         "ifaddrmsg",
         _NEWADDR,
         _NEW,
-        {"family": family, "prefixlen": interface.network.prefixlen, "index": end.ifindex},
+        {"family": family, "prefixlen": length, "flags": flags, "index": end.ifindex},
         [("IFA_LOCAL", address), ("IFA_ADDRESS", address)],
     )
     return Request(data, f"{end}: adding the address {text}")
