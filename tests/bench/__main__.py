@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import inspection, measures, report
+from tests.bench import inspection, measures, report, serving
 from tests.bench.room import Wrong
 
 if TYPE_CHECKING:
@@ -43,6 +43,13 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         metavar="N,N",
         help="numbers of rules (default: 1000,10000,50000); floors are judged from "
         f"{measures.JUDGED_FROM:,} on",
+    )
+    parser.add_argument(
+        "--services",
+        type=_sizes,
+        default=list(serving.SIZES),
+        metavar="N,N",
+        help="numbers of services (default: 1000,5000,10000)",
     )
     parser.add_argument(
         "--only", action="append", choices=measures.NAMES, help="one measurement (repeatable)"
@@ -98,7 +105,9 @@ def _run(options: argparse.Namespace) -> tuple[report.Machine, list[Result]]:
         version = room.output(["iptables-legacy", "-V"]).split("(")[0].strip()
         machine = report.Machine.here(version, _version(bench))
         results = []
-        for result in measures.measure(bench, options.sizes, options.only or measures.NAMES):
+        for result in measures.measure(
+            bench, options.sizes, options.services, options.only or measures.NAMES
+        ):
             results.append(result)
             _progress(result)
         return machine, results

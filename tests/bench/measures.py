@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench import applying, generate, inspection, labs
+from tests.bench import applying, generate, inspection, labs, serving
 from tests.bench.harness import Bound, Result, Side, race
 from tests.bench.room import Room, Wrong
 
@@ -383,15 +383,21 @@ ALONE: dict[str, Callable[[Bench], Result]] = {
     "inspect-workers": inspection.workers,
     "inspect-memory": inspection.memory,
 }
-NAMES = (*BY_SIZE, "memory", *ALONE)
+NAMES = (*BY_SIZE, "memory", *ALONE, *serving.BY_SERVICES)
 
 
-def measure(bench: Bench, sizes: list[int], names: Sequence[str]) -> Iterator[Result]:
+def measure(
+    bench: Bench, sizes: list[int], services: list[int], names: Sequence[str]
+) -> Iterator[Result]:
     """Take the named measurements, size by size."""
     for name, alone in ALONE.items():
         if name in names:
             yield alone(bench)
-    if not set(names) - ALONE.keys():
+    for count in services:
+        for name, by_services in serving.BY_SERVICES.items():
+            if name in names:
+                yield by_services(bench, count)
+    if not set(names) - ALONE.keys() - serving.BY_SERVICES.keys():
         return
     for rules in sizes:
         texts = bench.texts(rules)
