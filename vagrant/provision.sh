@@ -328,7 +328,8 @@ run_vm_tests() {
             leave+=(restore_command.py rule_commands.py chain_commands.py doctor.py demo.py map.py
                 api.py lock.py 'inspect_*.py' 'apply*.py' undo.py known.py confirm.py guard.py
                 rehearsal.py flush.py 'watch*.py' notices.py 'polic*.py' plan_command.py history.py
-                sets.py ipset.py persist.py)
+                sets.py ipset.py persist.py "service*.py" serving_ending.py kube_command.py
+                graph_command.py health.py)
         fi
         stage "kernel tests" selected --junitxml="$VM_RESULTS/kernel.xml" tests/kernel \
             --ignore-glob='*/test_lab*' "${leave[@]/#/--ignore-glob=*/test_}" "${WORDS[@]}"
