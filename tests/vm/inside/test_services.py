@@ -73,7 +73,6 @@ def answers(net: Network, version: int, number: int = CONNECTIONS) -> Counter[st
     return found
 
 
-@pytest.mark.nic
 def test_connections_spread_over_the_cards(served: Network, version: int) -> None:
     """Both endpoints get connections; without the one the other gets all, without both none."""
     found = answers(served, version)
@@ -88,7 +87,6 @@ def test_connections_spread_over_the_cards(served: Network, version: int) -> Non
     assert answer.verdict is Verdict.REJECTED
 
 
-@pytest.mark.nic
 def test_datagrams_leave_an_endpoint_that_is_gone(served: Network, version: int) -> None:
     """A client that goes on asking from one port is answered by the endpoint that is left."""
     with served.client.datagrams(version) as sock:
