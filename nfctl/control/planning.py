@@ -18,6 +18,7 @@ from nfctl.control.merging import Merge, merge, result
 from nfctl.errors import BadInput
 from nfctl.kernel import counter_maps
 from nfctl.kernel.table import with_counters
+from nfctl.ruleset import circles
 from nfctl.ruleset.diff import Block
 from nfctl.ruleset.names import BUILTIN_CHAINS
 
@@ -167,45 +168,32 @@ class TablePlan:
         """
         if not any(self._jumps_added(plan) for plan in self.chains.values()):
             return
-        jumps: dict[str, list[tuple[str, int]]] = {}  # by chain: to where, by which rule
-        done: set[str] = set()
-        for start in BUILTIN_CHAINS[self.live.table]:
-            way: list[tuple[str, Iterator[tuple[str, int]]]] = [(start, self._leads(start, jumps))]
-            while way:
-                chain, ways_on = way[-1]
-                to, number = next(ways_on, ("", 0))
-                if not to:
-                    done.add(way.pop()[0])
-                elif to in [name for name, _ in way]:
-                    names = [name for name, _ in way]
-                    circle = " -> ".join([*names[names.index(to) :], to])
-                    msg = f"chains of table {self.live.table} go round in a circle: {circle}"
-                    raise BadInput(msg, where=self._locate(chain, number))
-                elif to not in done:
-                    way.append((to, self._leads(to, jumps)))
+        found = circles.circle(BUILTIN_CHAINS[self.live.table], self._leads)
+        if found:
+            names = [name for name, _ in found]
+            path = " -> ".join([*names, names[0]])
+            msg = f"chains of table {self.live.table} go round in a circle: {path}"
+            raise BadInput(msg, where=self._locate(*found[-1]))
 
-    def _leads(
-        self, chain: str, jumps: dict[str, list[tuple[str, int]]]
-    ) -> Iterator[tuple[str, int]]:
-        """Yield the chains that a chain leads to afterwards, with the rule's number."""
-        if chain not in jumps:
-            found: list[str] = []
-            live = self.live.jumps(chain)
-            plan = self.chains.get(chain)
-            if plan is None:
-                found = live
-            for kind, at, beside, count in plan.merge.runs if plan is not None else ():
+    def _leads(self, chain: str) -> list[tuple[str, int]]:
+        """Return the chains that a chain leads to afterwards, with the rule's number."""
+        live = self.live.jumps(chain)
+        plan = self.chains.get(chain)
+        if plan is None:
+            found = live
+        else:
+            found = []
+            for kind, at, beside, count in plan.merge.runs:
                 if kind in {SAME, KEPT}:
-                    found = found + live[at : at + count]
-                elif kind == ADD and plan is not None:
-                    found = found + self._jumps_of(plan.goal.entries[beside : beside + count])
-            builtin = BUILTIN_CHAINS[self.live.table]
-            jumps[chain] = [
-                (to, number)
-                for number, to in enumerate(found, 1)
-                if to in self._chain_names and to not in builtin
-            ]
-        return iter(jumps[chain])
+                    found += live[at : at + count]
+                elif kind == ADD:
+                    found += self._jumps_of(plan.goal.entries[beside : beside + count])
+        builtin = BUILTIN_CHAINS[self.live.table]
+        return [
+            (to, number)
+            for number, to in enumerate(found, 1)
+            if to in self._chain_names and to not in builtin
+        ]
 
     def _jumps_added(self, plan: ChainPlan) -> bool:
         return any(

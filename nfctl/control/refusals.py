@@ -20,6 +20,7 @@ from nfctl.kernel.layout import EXTENSION_HEADER, layout
 from nfctl.kernel.libraries import libraries
 from nfctl.kernel.netns import CLONE_NEWNET
 from nfctl.kernel.table import Refusal, Table
+from nfctl.ruleset import circles
 
 if TYPE_CHECKING:
     from nfctl.control.edit import TableEdit
@@ -64,10 +65,10 @@ _DEMANDS = {
 def explain(table: TableEdit, error: Refusal) -> NfctlError:
     """Return the error with the chains or the rule that it is about, if they can be found."""
     if error.number == errno.ELOOP:
-        loop = find_loop(table)
+        loop = _find_loop(table)
         if loop:
-            path = " -> ".join(chain for chain, _ in loop)
-            chain, number = loop[-2]
+            path = " -> ".join([*(chain for chain, _ in loop), loop[0][0]])
+            chain, number = loop[-1]
             msg = f"the chains of table {table.name} jump in a loop: {path}"
             where = table.locate(chain, number)
             return BadInput(msg, hint=f"rule {number} of {chain} closes it", where=where)
@@ -80,45 +81,19 @@ def explain(table: TableEdit, error: Refusal) -> NfctlError:
     return BadInput(msg, hint=_demand(table, entry), where=table.locate(chain, number))
 
 
-def find_loop(table: TableEdit) -> list[tuple[str, int]]:
-    """Return a loop of jumps reachable from a built-in chain: (chain, number of the jump) pairs.
+def _find_loop(table: TableEdit) -> list[tuple[str, int]]:
+    """Return a loop of jumps reachable from a built-in chain, as circles.circle() does."""
+    own = set(table.user_chains)
 
-    The last pair names the first chain again. Empty if there is none.
-    """
-    chains = set(table.user_chains)
-    jumps: dict[str, list[tuple[int, str]]] = {}
-    for chain in table.chains():
+    def leads(chain: str) -> list[tuple[str, int]]:
         found = []
         for number, (_, parts) in enumerate(table.kernel.entries(chain), 1):
             name = (parts.jump or b"").decode("utf-8", "surrogateescape")
-            if name in chains:
-                found.append((number, name))
-        jumps[chain] = found
-    done: set[str] = set()
-    for start in (chain for chain in jumps if chain not in chains):
-        path: list[tuple[str, int]] = []
-        stack = [(start, iter(jumps[start]))]
-        on_path = {start}
-        while stack:
-            chain, targets = stack[-1]
-            step = next(targets, None)
-            if step is None:
-                stack.pop()
-                on_path.discard(chain)
-                done.add(chain)
-                if path:
-                    path.pop()
-                continue
-            number, target = step
-            if target in on_path:
-                names = [*path, (chain, number)]
-                first = next(i for i, (name, _) in enumerate(names) if name == target)
-                return [*names[first:], (target, 0)]
-            if target not in done:
-                path.append((chain, number))
-                on_path.add(target)
-                stack.append((target, iter(jumps[target])))
-    return []
+            if name in own:
+                found.append((name, number))
+        return found
+
+    return circles.circle((chain for chain in table.chains() if chain not in own), leads)
 
 
 def _demand(table: TableEdit, entry: bytes) -> str:

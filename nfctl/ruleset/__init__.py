@@ -2,7 +2,8 @@
 
 ``names`` says what exists, ``words`` how a line is split, ``fields`` what an address or an
 interface is, ``spec`` what one rule says, ``script`` how a file of iptables-save text is read,
-``model`` the whole of it as objects that print themselves as such text.
+``model`` the whole of it as objects that print themselves as such text, ``circles`` whether
+jumps lead round.
 """
 
 from nfctl.ruleset.model import Chain, Counters, Rule, Ruleset, Table

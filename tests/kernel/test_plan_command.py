@@ -171,6 +171,28 @@ def test_a_wrong_policy_is_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("rules", "circle"),
+    [
+        (["-A INPUT -j A", "-A A -f", "-A A -j B", "-A B -g A"], "A -> B -> A"),
+        (["-A INPUT -p tcp -j A", "-A INPUT -j B", "-A A -j B", "-A B -j B"], "B -> B"),
+        (["-A INPUT -j A", "-A INPUT -j B", "-A A -j B", "-A A -j B", "-A B -f"], ""),
+        (["-A INPUT -f", "-A A -j B", "-A B -j A"], ""),
+    ],
+)
+def test_a_circle_of_jumps(netns: Namespace, tmp_path: Path, rules: list[str], circle: str) -> None:
+    """What the kernel refuses as a loop is refused before, at the rule that closes it."""
+    text = "\n".join(["*filter", ":A - [0:0]", ":B - [0:0]", *rules, "COMMIT", ""])
+    file = tmp_path / "rules.v4"
+    file.write_text(text)
+    done = netns.nfctl("plan", "-4", str(file))
+    assert bool(circle) is bool(netns.run(["iptables-legacy-restore"], text).returncode)
+    assert done.returncode == (2 if circle else 1)
+    if circle:
+        assert f"error: {file}:{3 + len(rules)}:" in done.stderr
+        assert f"go round in a circle: {circle}\n" in done.stderr
+
+
 def test_a_chain_that_is_nearly_a_built_in_one_is_said(netns: Namespace) -> None:
     """No packet meets a chain "input": the plan says so; one that runs already is nothing new."""
     text = "version: 1\nfamilies: [ipv4]\ntables: {filter: {input: [-j DROP]}}\n"
