@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import stat
 import subprocess
 import sys
 import time
@@ -216,11 +215,9 @@ def _environment() -> list[tuple[str, str]]:
 def _is_open(place: str) -> bool:
     """Whether others may put modules into a directory, as into /tmp, or into one to come."""
     try:
-        status = Path(place).stat()
+        return durable.others_write(Path(place).stat())
     except OSError:
         return True
-    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in {0, os.getegid()}
-    return bool(status.st_mode & stat.S_IWOTH or by_group)
 
 
 def _identities(directory: Path) -> list[str]:

@@ -128,8 +128,11 @@ def is_ours(file: Path) -> bool:
 
 def _is_open(status: os.stat_result) -> bool:
     """Whether others than root and us may rename what is in a directory."""
-    if status.st_mode & stat.S_ISVTX:
-        return False
+    return not status.st_mode & stat.S_ISVTX and others_write(status)
+
+
+def others_write(status: os.stat_result) -> bool:
+    """Whether others than the owner, root's group and ours have write bits."""
     by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in {0, os.getegid()}
     return bool(status.st_mode & stat.S_IWOTH or by_group)
 
