@@ -522,6 +522,7 @@ def test_policies_that_are_damaged_or_unconfirmed(manager: Manager, state: State
     [
         ("-m set --match-set bad src -j DROP", "the set bad,"),
         ("-j SET --add-set seen src", "the set seen,"),
+        ('-m set --match-set "my set" src -j DROP', "the set my set,"),
         ("-m cgroup --path system.slice/x -j ACCEPT", "the control group system.slice/x,"),
         ("-m bpf --object-pinned /sys/fs/bpf/x -j ACCEPT", "the BPF program /sys/fs/bpf/x,"),
     ],

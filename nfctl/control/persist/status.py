@@ -35,9 +35,8 @@ RIVALS = {
     "nftables.service": "systemctl disable nftables, unless its rules are meant to decide, too",
 }
 _UFW = Path("/etc/ufw/ufw.conf")
-# What a rule names, and what may not be there yet when the machine boots.
+# What a rule names besides sets, and what may not be there yet when the machine boots.
 _NAMED = {
-    "set": re.compile(r"--(?:match|add|del|map)-set (\S+)"),
     "control group": re.compile(r"-m cgroup [^\n]*?--path (\S+)"),
     "BPF program": re.compile(r"--object-pinned (\S+)"),
 }
@@ -220,10 +219,13 @@ def look_at_policies(status: Status, state: State) -> None:
 
 def _look_at_names(status: Status, records: list[Record]) -> None:
     """Find what rules name and no policy makes: the kernel refuses them without it."""
-    made = {one["name"] for record in records for one in record.sets}
+    from nfctl.control.rehearsal import sets
+
+    texts = [text for record in records for text in record.text.values()]
+    named = {"set": sets.named(texts) - {one["name"] for record in records for one in record.sets}}
     for what, pattern in _NAMED.items():
-        texts = [text for record in records for text in record.text.values()]
-        names = {name for text in texts for name in pattern.findall(text)} - made
+        named[what] = {name for text in texts for name in pattern.findall(text)}
+    for what, names in named.items():
         for name in sorted(names)[:10]:
             status.problem(
                 f"rules name the {what} {name}, which no policy makes: where it is not there yet "
