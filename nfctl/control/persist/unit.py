@@ -271,8 +271,7 @@ class Systemd:
     def _do(self, *words: str) -> None:
         done = self.systemctl(*words)
         if done.returncode:
-            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            msg = f"systemctl {' '.join(words)}: {said}"
+            msg = f"systemctl {' '.join(words)}: {_said(done)}"
             raise Unsupported(msg, hint=_ASK)
 
     def show(self, *units: str) -> list[dict[str, str]]:
@@ -281,8 +280,7 @@ class Systemd:
                  "NeedDaemonReload", "ActiveEnterTimestamp", "FragmentPath")  # fmt: skip
         done = self.systemctl("show", f"--property={','.join(names)}", "--", *units)
         if done.returncode and not done.stdout.strip():
-            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            msg = f"systemd does not answer: {said}"
+            msg = f"systemd does not answer: {_said(done)}"
             raise Unsupported(msg, hint=_ASK)
         found = []
         for block in done.stdout.strip().split("\n\n"):
@@ -354,6 +352,11 @@ class Systemd:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
             raise _refused(error) from None
+
+
+def _said(done: Done) -> str:
+    """Return why a command failed, on one line."""
+    return " ".join(done.stderr.split()) or f"exit code {done.returncode}"
 
 
 def _refused(error: OSError) -> NfctlError:
