@@ -337,9 +337,10 @@ class Planner:
                 return "" if released[chain][rule] else "another program"
             if chain not in theirs:
                 theirs[chain] = self._rules_of_others(live, chain, coder)
-            found = theirs[chain].get(rule, "")
-            spec = live.spec(chain, index) if not found else ""
-            found = found or self._ownership.owner(family, table, spec)
+            if rule in theirs[chain]:
+                return theirs[chain][rule]
+            spec = live.spec(chain, index)
+            found = self._ownership.owner(family, table, spec)
             if found or not self._keeps:
                 return found
             if chain not in mine:
