@@ -191,16 +191,15 @@ class _Undo:
             if sets.obstacle is not None and _waiting(plans):
                 raise sets.obstacle
             new = self._begin(change, snapshot.texts(plans), sets)
-        with self._spare, undisturbed():  # a Ctrl-C must not be taken for a failure: it comes after
+        with undisturbed():  # a Ctrl-C must not be taken for a failure: it comes after
             return self._write(plans, sets, new, change)
 
     def _write(self, plans: Plans, sets: Sets, new: Entry | None, change: Change) -> Outcome:
         late = sets.obstacle is not None
         try:
-            write(plans, Sets(()) if late else sets)
-            self._spare.close()
+            with self._spare:  # given back in any case: a failure is noted, too
+                write(plans, Sets(()) if late else sets)
         except BaseException as error:
-            self._spare.close()
             if new is not None:
                 self.state.mark(new.number, entries.FAILED, reason=str(error))
             raise
