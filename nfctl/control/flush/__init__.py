@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from nfctl.control.flush import packets as packets
+from nfctl.control.flush import packets
 from nfctl.control.flush.worlds import bare, zones
 from nfctl.errors import NfctlError
 from nfctl.kernel import flows
