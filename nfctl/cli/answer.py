@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 from nfctl.errors import NfctlError, excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from nfctl.control.change import Change
 
 _LARGEST = 64 << 20  # bytes of a file that is read for a line of it
 
@@ -35,6 +38,34 @@ def write(text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")
     while data:
         data = data[os.write(1, data) :]
+
+
+@contextlib.contextmanager
+def heard(what: str) -> Iterator[None]:
+    """Print in the ``with`` block what is done: that nobody can hear it makes it no failure."""
+    try:
+        yield
+    except OSError as error:
+        print(f"nfctl: it is {what}, and cannot be told: {error}", file=sys.stderr)
+
+
+def colours() -> bool:
+    """Whether standard output takes colours: a terminal, and NO_COLOR is not set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def width() -> int:
+    """Return how many characters a line of the terminal has; 0 where standard output is none."""
+    import shutil
+
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
+
+
+def change_text(change: Change, *, full: bool = False) -> str:
+    """Return the text of a change, fit for where standard output goes."""
+    from nfctl.control.show import text
+
+    return text(change, colour=colours(), width=width(), full=full)
 
 
 def run(action: Callable[[], int]) -> int:

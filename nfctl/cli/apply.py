@@ -20,9 +20,7 @@ it; ``flushed`` is null without --flush-flows.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -30,14 +28,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import change_text, print_json, write
+from nfctl.cli.answer import heard as heard  # noqa: PLC0414 - service*.py import it from here
 from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
 from nfctl.cli.reading import wanted_of
 from nfctl.errors import BadInput, Locked, NfctlError, RolledBack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nfctl.control.apply import Options, Outcome
     from nfctl.control.journal.entries import Entry
     from nfctl.control.journal.state import State
@@ -142,15 +139,6 @@ def apply(
             wait_for_word(state, outcome, options, netns)
 
 
-@contextlib.contextmanager
-def heard(what: str) -> Iterator[None]:
-    """Print in the ``with`` block what is done: that nobody can hear it makes it no failure."""
-    try:
-        yield
-    except OSError as error:
-        print(f"nfctl: it is {what}, and cannot be told: {error}", file=sys.stderr)
-
-
 def seconds_of(confirm: float | None) -> float | None:
     """Return the time of --confirm; BadInput for one that makes no sense."""
     if confirm is not None and not (math.isfinite(confirm) and 1 <= confirm <= _LONGEST):
@@ -207,17 +195,11 @@ def moment(deadline: float) -> str:
 
 
 def _text(outcome: Outcome) -> str:
-    import shutil
-
-    from nfctl.control import show
     from nfctl.text import several
 
     if outcome.status == "unchanged":
         return "nothing to change\n"
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size((80, 24)).columns if terminal else 0
-    colour = terminal and not os.environ.get("NO_COLOR")
-    lines = [show.text(outcome.change, colour=colour, width=width).rstrip("\n"), ""]
+    lines = [change_text(outcome.change).rstrip("\n"), ""]
     lines += _unguarded(outcome)
     if outcome.flushed is not None:
         flushed = outcome.flushed

@@ -22,20 +22,16 @@ rollback left (null for none) and the ``change`` that it made.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import change_text, heard, print_json, width, write
 from nfctl.cli.common import WAIT, Ipv4, Ipv6, Json, Netns, Wait, family
 from nfctl.errors import AnswerNo, BadInput
 
 if TYPE_CHECKING:
     from nfctl.control.apply import Outcome
-    from nfctl.control.change import Change
     from nfctl.control.journal.entries import Entry
     from nfctl.control.journal.state import State
 
@@ -140,7 +136,6 @@ def rollback(
 
     [bold]Example:[/bold] nfctl rollback 12
     """
-    from nfctl.cli.apply import heard
     from nfctl.control import undo
     from nfctl.control.journal.state import State
     from nfctl.kernel.netns import entered
@@ -225,9 +220,9 @@ def _table(entries: list[Entry], state: State) -> str:
         for entry in entries
     ]
     rows = [[visible(cell) for cell in row] for row in rows]
-    width = _width()
+    limit = width()
     lines = columns(rows).splitlines(keepends=True)
-    if width and max(map(len, lines)) > width + 1:  # the line's end among them
+    if limit and max(map(len, lines)) > limit + 1:  # the line's end among them
         heads = columns([row[:-1] for row in rows]).splitlines(keepends=True)
         below = ["", *(f"        {row[-1]}\n" if row[-1] else "" for row in rows[1:])]
         lines = [line for pair in zip(heads, below, strict=True) for line in pair]
@@ -284,7 +279,7 @@ def _shown(entry: Entry, state: State) -> str:
     lines = columns([[visible(cell) for cell in row] for row in rows], "  ")
     heading = visible(f"{_name(entry)}: {_status(entry, state)}")
     try:
-        plan = _plan(change_of(entry.change))
+        plan = change_text(change_of(entry.change))
     except Damaged as error:
         plan = f"{visible(str(error))}\n"
     return f"{heading}\n{lines}\n{plan}"
@@ -307,27 +302,15 @@ def _who(entry: Entry) -> str:
     return ", ".join(parts)
 
 
-def _plan(change: Change) -> str:
-    from nfctl.control import show
-
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return show.text(change, colour=colour, width=_width())
-
-
-def _width() -> int:
-    """Return how many characters a line of the terminal has; 0 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
-
-
 def _undone(outcome: Outcome, state: State) -> str:
     from nfctl.text import visible
 
     if outcome.status == "unchanged":
         return "nothing had to be changed: all of it was undone already\n"
     if outcome.entry is None:  # the journal took none; a note says why
-        return f"{_plan(outcome.change)}\nundone\n"
+        return f"{change_text(outcome.change)}\nundone\n"
     number = outcome.entry.number
     undone = [state.entry(each) for each in outcome.entry.undoes]
     lines = [f"undone: {_name(entry)}, {_local(entry.when)}" for entry in undone]
     lines.append(f"history entry {number}; nfctl rollback {number} undoes the rollback")
-    return _plan(outcome.change) + "\n" + "".join(f"{visible(line)}\n" for line in lines)
+    return change_text(outcome.change) + "\n" + "".join(f"{visible(line)}\n" for line in lines)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import change_text, print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
 from nfctl.cli.reading import wanted_of
 
@@ -81,10 +78,7 @@ def plan(
     if as_json:
         print_json(show.document(change))
     else:
-        terminal = sys.stdout.isatty()
-        width = shutil.get_terminal_size((80, 24)).columns if terminal else 0
-        colour = terminal and not os.environ.get("NO_COLOR")
-        write(show.text(change, colour=colour, width=width, full=full))
+        write(change_text(change, full=full))
     if change.changes:
         raise typer.Exit(1)
 

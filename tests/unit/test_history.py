@@ -154,13 +154,13 @@ def test_the_list_on_a_narrow_terminal(
     state.mark(1, "rolled back", undone_by=2)
     wide = said("history")[1]
     assert max(map(len, wide.splitlines())) > 80
-    monkeypatch.setattr("nfctl.cli.history._width", lambda: 80)
+    monkeypatch.setattr("nfctl.cli.history.width", lambda: 80)
     lines = said("history")[1].splitlines()
     assert lines[0].split() == "NUMBER WHEN ACTION POLICY STATUS BY".split()
     assert "rolled back by 2" in lines[1]
     assert lines[2:] == ["        +9 -1, 2 policies, 3 chains"]
     assert max(map(len, lines)) <= 80
-    monkeypatch.setattr("nfctl.cli.history._width", lambda: 100)
+    monkeypatch.setattr("nfctl.cli.history.width", lambda: 100)
     assert said("history")[1] == wide
 
 
