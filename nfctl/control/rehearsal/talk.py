@@ -109,38 +109,39 @@ class Servers:
             return None
         if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             return None
-        poll = select.poll()
-        for each in self.sockets:
-            poll.register(each, select.POLLIN)
-        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        for descriptor, _ in ready:
-            for index, each in enumerate(self.sockets):
-                if each.fileno() == descriptor:
-                    accepted, _ = each.accept()
-                    accepted.setblocking(False)
-                    for end in (opened, accepted):
-                        with contextlib.suppress(OSError):  # SCTP has another
-                            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    return Talk(opened, accepted, None, index)
-        return None
+        called = self._called(deadline)
+        if called is None:
+            return None
+        index, server = called
+        accepted, _ = server.accept()
+        accepted.setblocking(False)
+        for end in (opened, accepted):
+            with contextlib.suppress(OSError):  # SCTP has another
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Talk(opened, accepted, None, index)
 
     def _datagram(self, opened: socket.socket, patience: float) -> Talk | None:
         opened.send(b"hello")
         deadline = time.monotonic() + patience
+        called = self._called(deadline)
+        if called is None:
+            return None
+        index, server = called
+        _, peer = server.recvfrom(_READ)
+        server.sendto(b"hello", peer)
+        if not _ready(opened, select.POLLIN, deadline):
+            return None
+        opened.recv(_READ)
+        return Talk(opened, server, peer, index)
+
+    def _called(self, deadline: float) -> tuple[int, socket.socket] | None:
+        """Wait for whatever comes to one of the sockets; return which, None if nothing does."""
         poll = select.poll()
         for each in self.sockets:
             poll.register(each, select.POLLIN)
-        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        for descriptor, _ in ready:
-            for index, each in enumerate(self.sockets):
-                if each.fileno() == descriptor:
-                    _, peer = each.recvfrom(_READ)
-                    each.sendto(b"hello", peer)
-                    if not _ready(opened, select.POLLIN, deadline):
-                        return None
-                    opened.recv(_READ)
-                    return Talk(opened, each, peer, index)
-        return None
+        ready = {descriptor for descriptor, _ in poll.poll(_left(deadline))}
+        called = ((at, each) for at, each in enumerate(self.sockets) if each.fileno() in ready)
+        return next(called, None)
 
     def _forget(self) -> None:
         """Take what an earlier attempt left behind."""
@@ -232,4 +233,9 @@ def _drop(closing: socket.socket) -> None:
 def _ready(waiting: socket.socket, events: int, deadline: float) -> bool:
     poll = select.poll()
     poll.register(waiting, events)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+    return bool(poll.poll(_left(deadline)))
+
+
+def _left(deadline: float) -> float:
+    """Return the time until then, in milliseconds, as poll(2) wants it."""
+    return max(0.0, deadline - time.monotonic()) * 1000
