@@ -95,6 +95,20 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path / "state")
 
 
+@pytest.fixture
+def _full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the journal take no mark before the clock says 1500."""
+    mark = world.state.mark
+
+    def full(number: int, status: str, **more: Any) -> Entry:
+        if world.now < 1500:
+            msg = "the disk is full"
+            raise Unsupported(msg)
+        return mark(number, status, **more)
+
+    monkeypatch.setattr(world.state, "mark", full)
+
+
 # --- deciding -----------------------------------------------------------------------------------
 
 
@@ -288,17 +302,9 @@ def test_without_a_journal_the_snapshot_is_restored(world: World, problem: Excep
     assert any(str(problem) in line for line in world.said)
 
 
-def test_the_journal_is_told_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_full_disk")
+def test_the_journal_is_told_later(world: World) -> None:
     """What was restored without the journal is noted there as soon as that has room again."""
-    mark = world.state.mark
-
-    def full(number: int, status: str, **more: Any) -> Entry:
-        if world.now < 1500:
-            msg = "the disk is full"
-            raise Unsupported(msg)
-        return mark(number, status, **more)
-
-    monkeypatch.setattr(world.state, "mark", full)
     world.problems = [Unsupported("the disk is full")] * 10
     assert world.vigil.keep() == "rolled back"
     assert len(world.restored) == 1
@@ -307,20 +313,13 @@ def test_the_journal_is_told_later(world: World, monkeypatch: pytest.MonkeyPatch
         world.confirm()
 
 
+@pytest.mark.usefixtures("_full_disk")
 def test_what_is_undone_is_undone_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full when all is put back costs the journal, and not what others do since."""
-    mark = world.state.mark
-
-    def full(number: int, status: str, **more: Any) -> Entry:
-        if world.now < 1500:
-            msg = "the disk is full"
-            raise Unsupported(msg)
-        return mark(number, status, **more)
 
     def undo(_state: State, number: int, *, wait: float, why: str) -> None:
         world.undone.append((number, why, wait))
 
-    monkeypatch.setattr(world.state, "mark", full)
     monkeypatch.setattr(world.vigil, "_undo", undo)
     assert world.vigil.keep() == "rolled back"
     assert len(world.undone) == 1
