@@ -7,6 +7,7 @@ Places are in bytes from the start of the data at hand, so that nothing is copie
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ TYPE: Final = 0x3FFF  # of an attribute; above are flags
 MOST_VALUE: Final = 0xFFFF - 4
 
 _SO_RCVBUFFORCE = 33
+_LARGEST = 1 << 17  # bytes that recv(2) may return
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
@@ -67,6 +69,27 @@ def error(data: bytes, start: int) -> int:
     """Return the errno in the payload of NLMSG_ERROR or NLMSG_DONE; 0 for none."""
     number: int = ERRNO.unpack_from(data, start)[0]
     return -number
+
+
+def ask(sock: socket.socket, kind: int, request: bytes, *, dump: bool = False) -> Iterator[bytes]:
+    """Send one request; yield the payload of each answer. OSError where the kernel says no.
+
+    With ``dump`` all that there is of a kind; a socket where that is not read to its end is of
+    no use any more.
+    """
+    flags = REQUEST | (DUMP if dump else 0)
+    sock.send(HEADER.pack(HEADER.size + len(request), kind, flags, 1, 0) + request)
+    while True:
+        data = sock.recv(_LARGEST)
+        for answer, _, _, start, end in messages(data):
+            if answer == NLMSG_ERROR:
+                number = error(data, start)
+                raise OSError(number, os.strerror(number))
+            if answer == NLMSG_DONE:
+                return
+            yield data[start:end]
+        if not dump:
+            return
 
 
 def netfilter() -> socket.socket:

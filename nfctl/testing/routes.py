@@ -45,7 +45,7 @@ def addresses(family: int) -> list[Address]:
     """Return this host's addresses, the loopback's first, without link-local ones."""
     request = _ADDRESS.pack(_FAMILIES[family], 0, 0, 0, 0)
     found = []
-    for payload in _ask(_RTM_GETADDR, netlink.DUMP, request):
+    for payload in _ask(_RTM_GETADDR, request, dump=True):
         _, length, _, scope, _ = _ADDRESS.unpack_from(payload)
         known = netlink.values(payload, _ADDRESS.size)
         if scope != _SCOPE_LINK:
@@ -60,7 +60,7 @@ def route(address: str) -> Route:
     raw = parsed.packed
     request = _ROUTE.pack(_FAMILIES[parsed.version], len(raw) * 8, 0, 0, 0, 0, 0, 0, 0)
     request += netlink.attribute(_RTA_DST, raw)
-    (payload,) = _ask(_RTM_GETROUTE, 0, request)
+    (payload,) = _ask(_RTM_GETROUTE, request)
     kind = _ROUTE.unpack_from(payload)[7]
     if kind in _DEAD_ENDS:
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
@@ -72,20 +72,7 @@ def route(address: str) -> Route:
     )
 
 
-def _ask(kind: int, flags: int, request: bytes) -> list[bytes]:
+def _ask(kind: int, request: bytes, *, dump: bool = False) -> list[bytes]:
     """Send one request and return the payloads of all the answers to it."""
-    found: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        length = netlink.HEADER.size + len(request)
-        sock.send(netlink.HEADER.pack(length, kind, flags | netlink.REQUEST, 1, 0) + request)
-        while True:
-            data = sock.recv(1 << 17)
-            for answer, _, _, start, end in netlink.messages(data):
-                if answer == netlink.NLMSG_ERROR:
-                    number = netlink.error(data, start)
-                    raise OSError(number, os.strerror(number))
-                if answer == netlink.NLMSG_DONE:
-                    return found
-                found.append(data[start:end])
-            if not flags & netlink.DUMP:
-                return found
+        return list(netlink.ask(sock, kind, request, dump=dump))

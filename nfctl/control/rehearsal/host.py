@@ -131,7 +131,7 @@ class Host:
         request = LINK.pack(0, 0, index, 0, 0)
         if isinstance(which, str):
             request += netlink.attribute(_IFLA_IFNAME, os.fsencode(which) + b"\0")
-        (payload,) = self._ask(_GETLINK, 0, request)
+        (payload,) = self._ask(_GETLINK, request)
         _, _, index, flags, _ = LINK.unpack_from(payload)
         known = netlink.values(payload, LINK.size)
         mac = known.get(_IFLA_ADDRESS, b"")
@@ -149,7 +149,7 @@ class Host:
         """Return the addresses of all interfaces and both families."""
         if self._addresses is None:
             self._addresses = []
-            for payload in self._ask(_GETADDR, netlink.DUMP, ADDRESS.pack(0, 0, 0, 0, 0)):
+            for payload in self._ask(_GETADDR, ADDRESS.pack(0, 0, 0, 0, 0), dump=True):
                 family, length, _, scope, index = ADDRESS.unpack_from(payload)
                 known = netlink.values(payload, ADDRESS.size)
                 raw = known.get(_IFA_LOCAL) or known.get(_IFA_ADDRESS, b"")
@@ -171,7 +171,7 @@ class Host:
             request += netlink.attribute(2, begin)  # RTA_SRC
         if interface:
             request += netlink.attribute(_RTA_OIF, struct.pack("=I", interface))
-        (payload,) = self._ask(_GETROUTE, 0, request)
+        (payload,) = self._ask(_GETROUTE, request)
         kind = ROUTE.unpack_from(payload)[7]
         if kind in _DEAD_ENDS:
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
@@ -190,7 +190,7 @@ class Host:
         request = NEIGHBOUR.pack(FAMILIES[parsed.version], index, 0, 0, 0)
         request += netlink.attribute(_NDA_DST, parsed.packed)
         try:
-            (payload,) = self._ask(_GETNEIGH, 0, request)
+            (payload,) = self._ask(_GETNEIGH, request)
         except OSError:  # not known, or a kernel before 5.0
             return b""
         mac = netlink.values(payload, NEIGHBOUR.size).get(_NDA_LLADDR, b"")
@@ -204,7 +204,8 @@ class Host:
         direct: list[bytes] = []
         through: list[bytes] = []
         request = ROUTE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
-        for number, payload in enumerate(self._dump(_GETROUTE, request)):
+        asked = netlink.ask(self._socket, _GETROUTE, request, dump=True)
+        for number, payload in enumerate(asked):
             if number >= MOST_ROUTES:
                 self._start_anew()
                 return None
@@ -229,41 +230,14 @@ class Host:
     def rules(self, family: int) -> list[bytes]:
         """Return the rules of policy routing (ip-rule(8)), to be said again."""
         found = []
-        for payload in self._ask(_GETRULE, netlink.DUMP, RULE.pack(FAMILIES[family], *[0] * 8)):
+        for payload in self._ask(_GETRULE, RULE.pack(FAMILIES[family], *[0] * 8), dump=True):
             *fields, flags = RULE.unpack_from(payload)
             # FIB_RULE_INVERT; the others are the kernel's to say
             found.append(RULE.pack(*fields, flags & 0x2) + payload[RULE.size :])
         return found
 
-    def _ask(self, kind: int, flags: int, request: bytes) -> list[bytes]:
-        if flags & netlink.DUMP:
-            return list(self._dump(kind, request))
-        self._send(kind, 0, request)
-        data = self._socket.recv(1 << 17)
-        found = []
-        for answer, _, _, start, end in netlink.messages(data):
-            if answer == netlink.NLMSG_ERROR:
-                number = netlink.error(data, start)
-                raise OSError(number, os.strerror(number))
-            found.append(data[start:end])
-        return found
-
-    def _dump(self, kind: int, request: bytes) -> Iterator[bytes]:
-        self._send(kind, netlink.DUMP, request)
-        while True:
-            data = self._socket.recv(1 << 17)
-            for answer, _, _, start, end in netlink.messages(data):
-                if answer == netlink.NLMSG_ERROR:
-                    number = netlink.error(data, start)
-                    raise OSError(number, os.strerror(number))
-                if answer == netlink.NLMSG_DONE:
-                    return
-                yield data[start:end]
-
-    def _send(self, kind: int, flags: int, request: bytes) -> None:
-        length = netlink.HEADER.size + len(request)
-        header = netlink.HEADER.pack(length, kind, flags | netlink.REQUEST, 1, 0)
-        self._socket.send(header + request)
+    def _ask(self, kind: int, request: bytes, *, dump: bool = False) -> list[bytes]:
+        return list(netlink.ask(self._socket, kind, request, dump=dump))
 
     def _start_anew(self) -> None:
         """Leave a dump that is not read to its end."""
