@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control.save import text_of
+from nfctl.control.save import declaration, text_of
 from nfctl.kernel.blob import Blob
 from nfctl.kernel.decode import Parts
 from nfctl.kernel.layout import OFFSETS, layout
@@ -156,11 +156,7 @@ class Live:
         if not self._lines:
             return text_of(self.blob, self.decoder, counters)
         lines = [f"*{self.table}"]
-        for name, policy, _ in self.blob.chains:
-            if policy is None:
-                lines.append(f":{name} - [0:0]")
-            else:
-                lines.append(f":{name} {policy.verdict} [{policy.packets}:{policy.octets}]")
+        lines += [declaration(name, policy) for name, policy, _ in self.blob.chains]
         if counters:
             count = self.blob.counters
             spans = [span for chain in self.blob.chains for span in chain.rules]

@@ -15,7 +15,7 @@ from nfctl.ruleset.names import check_table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nfctl.kernel.blob import Span
+    from nfctl.kernel.blob import Policy, Span
 
 
 def _names(family: int, tables: Sequence[str] | None) -> list[str]:
@@ -53,10 +53,7 @@ def text_of(blob: Blob, decoder: Decoder, counters: bool) -> str:
     spans: list[Span] = []
     starts: list[str] = []
     for name, policy, rules in blob.chains:
-        if policy is None:
-            lines.append(f":{name} - [0:0]")
-        else:
-            lines.append(f":{name} {policy.verdict} [{policy.packets}:{policy.octets}]")
+        lines.append(declaration(name, policy))
         start = f"-A {name} "
         if counters:
             starts += [_counted(blob.counters(span), start) for span in rules]
@@ -70,6 +67,13 @@ def text_of(blob: Blob, decoder: Decoder, counters: bool) -> str:
     ]
     lines.append("COMMIT\n")
     return "\n".join(lines)
+
+
+def declaration(name: str, policy: Policy | None) -> str:
+    """Return the line that declares a chain, with a built-in chain's policy and its counters."""
+    if policy is None:
+        return f":{name} - [0:0]"
+    return f":{name} {policy.verdict} [{policy.packets}:{policy.octets}]"
 
 
 def _counted(counters: tuple[int, int], start: str) -> str:
