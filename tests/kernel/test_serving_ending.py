@@ -13,6 +13,7 @@ import re
 import select
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -20,10 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from nfctl.control.serving import ending
 from nfctl.control.serving.ending import Drain, Flows, end, flows_to, wait_drained
 from nfctl.errors import BadInput, NfctlError, NotPermitted
+from nfctl.kernel import flow_filter, netlink
 from nfctl.kernel.flow_events import Events
 from nfctl.lab import Lab, traffic
+from nfctl.lab.traffic import held
 from tests.kernel.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -270,6 +274,51 @@ def test_the_right_ones_of_many(net: Net) -> None:
     assert met > 300
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_what_the_kernel_picks(netns: Any, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
+    """Its filter leaves out nothing that the whole list has; a kernel without one lists all."""
+    if old:  # then no flag is refused, and all is listed
+        monkeypatch.setattr(flow_filter, "_NO_FLAG", 0)
+    chance = random.Random(7)
+    some = [_some_flow(chance) for _ in range(300)]
+    some += [("tcp", "192.0.2.5", n, 0, "10.96.0.9", 443, "10.0.9.9", 443) for n in range(500)]
+    questions = [
+        which
+        for protocol in _PROTOCOLS
+        for port in _PORTS
+        for address in (*_ENDPOINTS, *_SERVICES, "2001:db8:2::2")
+        for which in (
+            [Flows(protocol, None, (address, port)), Flows(protocol, ((address, port),))],
+            [Flows(protocol, ((None, port),), family=6 if ":" in address else 4)],
+        )
+    ]
+
+    def answers(walks: int) -> tuple[list[set[bytes]], int]:
+        """Return the answers, and how many flows the kernel listed."""
+        monkeypatch.setattr(ending, "_WALKS", walks)
+        listed = [0]
+        monkeypatch.setattr(netlink, "messages", lambda part: _counted(listed, part))
+        found = [{entry.number for entry in flows_to(which)} for which in questions]
+        return found, listed[0]
+
+    def inside() -> tuple[bool, int, float]:
+        _insert(some)
+        (found, few), (expected, many) = answers(6), answers(0)
+        return found == expected, sum(map(len, found)), few / many
+
+    same, met, share = netns.python(inside)
+    assert same
+    assert met == 300, "each flow of ours, and no other"
+    assert (share > 0.9) if old else (share < 0.2)
+
+
+def _counted(number: list[int], part: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    for message in _messages(part):
+        number[0] += 1
+        yield message
+
+
+_messages: Final = netlink.messages
 Facts = tuple[str, str, int, int, str, int, str, int]
 _SERVICES: Final = ("10.96.0.1", "10.96.0.2", "2001:db8:96::1")
 _ENDPOINTS: Final = ("10.0.1.1", "10.0.1.2", "2001:db8:2::1")
@@ -292,8 +341,6 @@ def _some_flow(chance: random.Random) -> Facts:
 
 def _insert(flows: Sequence[Facts]) -> None:
     """Add entries to conntrack's table."""
-    import struct
-
     from nfctl.kernel import flows as kernel
     from nfctl.kernel import netlink as nl
 
@@ -320,8 +367,6 @@ def _insert(flows: Sequence[Facts]) -> None:
 
 
 def _tuple(source: str, sport: int, destination: str, dport: int, protocol: int) -> bytes:
-    import struct
-
     from nfctl.kernel.netlink import attribute
 
     kinds = (3, 4) if ":" in source else (1, 2)
@@ -454,6 +499,26 @@ def test_waiting_no_longer_than_asked(net: Net) -> None:
     assert net.node.run(wait_drained, to_one, 0.3) == 2
     assert net.node.run(wait_drained, to_one, 0) == 2
     assert net.node.run(wait_drained, [Flows("tcp", None, (TWO[4], 80))], 1000) == 0
+
+
+@FAMILIES
+def test_what_was_reset_is_not_waited_for(net: Net, family: int) -> None:
+    """A reset ends a connection at once, though conntrack shows it some seconds more."""
+    net.load(family, dnat("tcp", WEB[family], 80, ONE[family], 80))
+    number = net.open(WEB[family], 80)
+    which = [Flows("tcp", None, (ONE[family], 80))]
+    assert net.node.run(wait_drained, which, 0) == 1
+    net.worker(net.client).run(_reset, number)
+    assert net.node.run(wait_drained, which, PATIENCE) == 0
+    (line,) = net.entries().values()
+    assert " CLOSE " in line
+
+
+def _reset(number: int) -> None:
+    """Have a connection of this process end with a reset, as one whose process is killed does."""
+    sock = held._held[number]._attempt.socket
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    traffic.close(number)
 
 
 _drains: list[Drain] = []

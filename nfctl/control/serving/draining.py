@@ -14,7 +14,7 @@ import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfctl.control.serving import changing, gone
-from nfctl.control.serving.ending import wait_drained
+from nfctl.control.serving.ending import count_open, wait_drained
 from nfctl.services import editing
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def drain(
     which = editing.known(service, wanted)
     flows = gone.to_endpoints(service, which)
     if not seconds:
-        return Drained(DRAINING, service, which, gone.open_flows(flows), [begun])
-    left = gone.open_flows(flows)
+        return Drained(DRAINING, service, which, count_open(flows), [begun])
+    left = count_open(flows)
     if left:
         told(left)
         left = wait_drained(flows, seconds)

@@ -10,8 +10,9 @@ A flow keeps the endpoint that was picked for its first packet, whatever the cha
   the middle, with an endpoint that answers it with a reset. Waiting for their end is the other
   one: :func:`wait_drained`.
 
-One call reads conntrack's list once, however many endpoints it is about. All acts in the network
-namespace of the calling thread.
+The kernel picks the flows to a few endpoints, or ports, out of its table; to more of them the
+table is listed once, however many they are. All acts in the network namespace of the calling
+thread.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nfctl.errors import BadInput, NfctlError
-from nfctl.kernel import flows
+from nfctl.kernel import flow_filter, flows
 from nfctl.kernel.flow_events import Events
 from nfctl.text import several
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
     from nfctl.control.rehearsal.host import Host
@@ -40,6 +41,7 @@ _NUMBERS: Final = {"tcp": flows.TCP, "udp": flows.UDP, "sctp": _SCTP}
 # TCP_CONNTRACK_*; COOKIE_ECHOED, ESTABLISHED, SHUTDOWN_SENT, SHUTDOWN_RECD of SCTP_CONNTRACK_*.
 _LIVE: Final = {flows.TCP: {2, 3, 4, 5}, _SCTP: {3, 4, 5, 6}}
 
+_WALKS: Final = 6  # of the table, with a filter each: more take longer than its whole list
 _FEW: Final = 64  # addresses to look for before a flow is taken apart
 _SHORTEST: Final = 0.2  # seconds from one look at the list to the next
 _SHARE: Final = 20  # times as long as a look takes: a twentieth of a processor
@@ -92,6 +94,11 @@ def end(which: Iterable[Flows]) -> int:
         message = f"{several(len(left), 'flow')} cannot be deleted: {os.strerror(number)}"
         raise NfctlError(message, hint=f"{entry}; {answers.count(0)} were deleted")
     return answers.count(0)
+
+
+def count_open(which: Iterable[Flows]) -> int:
+    """Return how many flows are open, as :class:`Drain` counts them; raises as flows_to."""
+    return sum(_is_open(entry) is True for entry in flows_to(which))
 
 
 class Drain:
@@ -163,11 +170,16 @@ class Drain:
         return len(self._open)
 
     def _note(self, entry: flows.Entry) -> None:
-        protocol = flows.parse(entry.reply).protocol
-        if protocol not in _LIVE or entry.state in _LIVE[protocol]:
-            self._open.add(entry.number)
-        elif entry.state >= 0:  # an event may be about something else, and say nothing of it
-            self._open.discard(entry.number)
+        if (is_open := _is_open(entry)) is not None:
+            (self._open.add if is_open else self._open.discard)(entry.number)
+
+
+def _is_open(entry: flows.Entry) -> bool | None:
+    """Whether both ends may go on; None for an event that is about something else."""
+    protocol = flows.parse(entry.reply).protocol
+    if protocol not in _LIVE or entry.state in _LIVE[protocol]:
+        return True
+    return False if entry.state >= 0 else None
 
 
 def wait_drained(
@@ -252,15 +264,28 @@ class _Matcher:
         about = self.addresses()
         if not about and not self._direct_local:
             return []
-        sizes = {len(address) for address in about}
-        family = {4: 4, 16: 6}[sizes.pop()] if len(sizes) == 1 else 0
         entries: dict[bytes, flows.Entry] = {}  # what moves in the table may be listed twice
-        with flows.open_socket() as sock:
-            for part in flows.listed(sock, family, about if len(about) <= _FEW else ()):
-                for entry in part:
-                    if self.matches(entry):
-                        entries[entry.number + entry.name] = entry
+        for part in self._listed(about if len(about) <= _FEW else []):
+            for entry in part:
+                if self.matches(entry):
+                    entries[entry.number + entry.name] = entry
         return list(entries.values())
+
+    def _listed(self, about: list[bytes]) -> Iterator[list[flows.Entry]]:
+        """Yield all flows that may be meant: what the kernel picks, if that is worth it, or all."""
+        places = (*self._endpoints, *self._direct)
+        picked = flow_filter.repliers(places, self._direct_local, _WALKS)
+        if picked:
+            with flows.open_socket() as sock:
+                if not flow_filter.is_known(sock):
+                    picked = []
+        with flows.open_socket() as sock:
+            for one in picked:
+                yield from flows.listed(sock, one.family, about, one.filter())
+            if not picked:
+                families = {4 if len(address) == 4 else 6 for _, address, _ in places}
+                families |= {family for _, family, _ in self._direct_local}
+                yield from flows.listed(sock, families.pop() if len(families) == 1 else 0, about)
 
     def matches(self, entry: flows.Entry) -> bool:
         """Whether a flow is one of those."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from nfctl.control.serving.ending import Drain, Flows, end
+from nfctl.control.serving.ending import Flows, count_open, end
 from nfctl.errors import NfctlError
 from nfctl.services.difference import compare, places
 from nfctl.services.model import ServiceList, family_of
@@ -60,7 +60,7 @@ def end_left(difference: Difference, *, end_tcp: bool = False, count: bool = Tru
         if streams and end_tcp:
             ended = end(streams)
         elif streams and count:
-            left = open_flows(streams)
+            left = count_open(streams)
     except (NfctlError, OSError) as error:
         problem = f"flows to endpoints that are gone were not all ended: {error}"
     return Ended(deleted, ended, left, problem)
@@ -96,12 +96,6 @@ def to_endpoints(service: Service, endpoints: Iterable[Endpoint]) -> list[Flows]
     """Return the flows of a service to some endpoints."""
     where = tuple(places(service))
     return [Flows(service.protocol, where, endpoint[:2]) for endpoint in endpoints]
-
-
-def open_flows(which: Iterable[Flows]) -> int:
-    """Return how many flows are open: of TCP and SCTP those that both ends may go on with."""
-    with Drain(which) as drain:
-        return drain.step()
 
 
 def _to_gone(before: Service, after: Service | None) -> Iterator[Flows]:
