@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,6 +76,9 @@ def set_endpoints(
         msg = "--none leaves no endpoints" if none else "which endpoints?"
         hint = "without --none, these alone serve it" if none else f"{_FORM}; or --none"
         raise BadInput(msg, hint=hint)
+    if local and (remove or none):
+        msg = "--local is about endpoints that serve"
+        raise BadInput(msg, hint="leave it out with --remove and --none")
     typed = editing.endpoints(endpoints or ())
     how = editing.ADD if add else editing.REMOVE if remove else editing.SET
 
@@ -204,6 +208,9 @@ def drain(
     if end_tcp and (no_wait or timeout is None):
         msg = "--end-tcp ends what is open after a timeout"
         raise BadInput(msg, hint="--timeout 60 --end-tcp")
+    if timeout is not None and (no_wait or math.isnan(timeout)):
+        msg = "--no-wait does not wait" if no_wait else "--timeout nan: it takes seconds"
+        raise BadInput(msg, hint="leave out --timeout" if no_wait else "0 or more")
     wanted = [endpoint for endpoint, _ in editing.endpoints(endpoints)]
     seconds = 0.0 if no_wait else draining.FOREVER if timeout is None else timeout
 

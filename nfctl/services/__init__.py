@@ -43,7 +43,8 @@ Where a list of values may stand, one value may stand alone. The keys, and what 
     that asks for it, until POSTROUTING takes it off (0x4000, kube-proxy's own; the mark).
 ``node-addresses``
     Ranges of this node's addresses on which node ports are served (all local addresses but
-    loopback).
+    loopback). Where they are of one family alone, the other one has no node ports; kube-proxy
+    serves them at all addresses of that family (here: 0.0.0.0/0, "::/0").
 ``services``
     The services. Name and protocol tell them apart; two must not have the same address, port and
     protocol.
@@ -65,20 +66,28 @@ Of a service:
     behind it; or with the keys ``address``, ``port``, ``weight`` (1 to 65535; 1), ``ready``
     (true), ``local``: it runs on this node (false), and ``draining`` (false). One that is not
     ready, or draining, gets no new connections. Connections go to endpoints of their own family.
-    A service that has none is rejected.
+    A service that has none is rejected; as with kube-proxy not what this node itself sends to
+    external IPs that are not its own, which leaves the host untranslated.
 ``affinity``
     A client's connections go to one endpoint while it comes back within this time: seconds, or
     such as 30m or 3h, a day at most (0: none). The kernel remembers 100 clients an endpoint, if
     ip_list_tot of its module xt_recent is not set to more.
 ``source-ranges``
-    Who may come in by external IPs and the node port (all). What others send is dropped.
+    Who may come in by external IPs and the node port (all). What others send is dropped, and so
+    is all of a family of which there is no range.
 ``internal-traffic``, ``external-traffic``
     "local": what comes by cluster IPs, or by the others, goes to endpoints of this node alone,
     with the client's address, and is dropped without one ("cluster": to all).
 ``masquerade``
     As the list's, for this service (what the list says).
 
-Where to look: ``reading`` reads a list, ``model`` is one, ``chains`` makes chains of it, ``names``
-their names, ``difference`` compares two, ``editing`` changes one, ``health`` and ``checks`` ask
-endpoints how they are, ``observed`` reads chains back. ``nfctl.control.serving`` applies a list.
+Flows of UDP to an endpoint that is gone are ended at once; those of TCP and SCTP go on, and are
+what a drain waits for, as long as conntrack says that both ends may send. What was reset is not
+waited for, though conntrack shows it some 10 seconds more (its state is CLOSE).
+
+Where to look: ``reading`` reads a list (``placed`` says where it is wrong, ``values`` what is no
+value, ``conflicts`` what does not go together), ``model`` is one, ``chains`` makes chains of it,
+``names`` their names, ``difference`` compares two, ``editing`` changes one, ``health`` and
+``checks`` ask endpoints how they are, ``observed`` reads chains back. ``nfctl.control.serving``
+applies a list.
 """

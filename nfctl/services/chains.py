@@ -156,7 +156,8 @@ class _Service:
         self._port = f"-p {protocol} {{}}-m {protocol} --dport {{}} "
         self._cluster_ips = [ip for ip in service.cluster_ips if family_of(ip) == family]
         self._external_ips = [ip for ip in service.external_ips if family_of(ip) == family]
-        self._node_port = service.node_port if family in service.families() else 0
+        served = family in service.families() and compiler.node_places()
+        self._node_port = service.node_port if served else 0
         self._mode = service.masquerade or compiler._settings.masquerade
         self._ranges = [net for net in service.source_ranges if family_of(net) == family]
         if service.source_ranges and not self._ranges:
@@ -169,7 +170,7 @@ class _Service:
         self._seps = {e: names.endpoint(name, protocol, str(e)) for e in everyone}
         internal = local if service.internal_local else everyone
         external = local if service.external_local else everyone
-        if everyone:
+        if everyone and (self._cluster_ips or self._external):
             self._to_endpoints(everyone, local, internal, external)
         self._without(everyone, internal, external)
         self.fragment = Fragment(self._own, self._shared)

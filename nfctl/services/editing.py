@@ -6,11 +6,12 @@ A service is named by its name, or by ``NAME/udp`` where there are two of it.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from nfctl.document import shown
 from nfctl.errors import AnswerNo, BadInput
-from nfctl.services import reading
+from nfctl.services import values
 from nfctl.services.model import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -36,19 +37,27 @@ def find(settings: ServiceList, word: str) -> Service:
         raise BadInput(msg, hint=f"say which: {words}")
     if not found:
         msg = f"there is no service {shown(word)}"
-        raise AnswerNo(msg, hint=_nearest(word, [s.name for s in settings.services]))
+        raise AnswerNo(msg, hint=_nearest(word, settings.services))
     return found[0]
 
 
-def _nearest(word: str, names: Sequence[str]) -> str:
-    if not names:
+def _nearest(word: str, services: Sequence[Service]) -> str:
+    """Return a hint with the names that were probably meant, whatever their case, or with all."""
+    if not services:
         return "there are no services: nfctl service apply FILE"
-    near = [name for name in names if word and word in name][:3]
-    near = near or difflib.get_close_matches(word, names, n=1)
+    often = Counter(service.name for service in services)
+    words: dict[str, list[str]] = {}  # by which services are found
+    for name, protocol in (service.key for service in services):
+        found = name if often[name] == 1 else f"{name}/{protocol}"
+        words.setdefault(name.lower(), []).append(found)
+    low = word.lower()
+    near = [name for name in words if low and (low in name or low.rpartition("/")[0] == name)]
+    near = near or difflib.get_close_matches(low, words, n=1)
     if near:
-        return f"did you mean {' or '.join(dict.fromkeys(near))}?"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"there are {', '.join(names[:_LISTED])}{more}"
+        return f"did you mean {' or '.join([one for name in near for one in words[name]][:3])}?"
+    listed = [one for found in words.values() for one in found]
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return f"there are {', '.join(listed[:_LISTED])}{more}"
 
 
 def replaced(settings: ServiceList, service: Service) -> ServiceList:
@@ -70,7 +79,7 @@ def endpoints(words: Iterable[str]) -> list[Typed]:
     """Read endpoints as typed; BadInput for what is none, or is there twice."""
     found: dict[tuple[str, int], Typed] = {}
     for word in words:
-        endpoint = reading.endpoint(word)
+        endpoint = values.endpoint(word)
         if endpoint[:2] in found:
             msg = f"endpoint {endpoint} is there twice"
             raise BadInput(msg)

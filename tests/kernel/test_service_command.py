@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -443,6 +444,68 @@ def test_forwarding_that_is_off_is_told(node: Node) -> None:
     assert "ip_forward" not in node.apply().out
 
 
+def test_ranges_of_one_family_are_told(node: Node) -> None:
+    """Where endpoints are not reached for want of ranges of their family, a note says so."""
+    text = """\
+    node-addresses: [192.0.2.0/24]
+    services:
+    - {name: web, port: 80, node-port: 30080, endpoints: ["10.0.0.5:80", "[fd00::5]:80"]}
+    - name: api
+      port: 80
+      cluster-ips: 10.96.0.10
+      external-ips: ["2001:db8::7", 198.51.100.7]
+      endpoints: ["10.0.0.5:80", "[fd00::5]:80"]
+      source-ranges: 198.51.100.0/24
+    """
+    text = textwrap.dedent(text)
+    notes = [line for line in node.apply(text=text).out.splitlines() if "IPv6" in line]
+    assert notes == [
+        "# node ports are served by IPv4 alone, as node-addresses has no range of IPv6 "
+        "(::/0 is all): 30080 of web (tcp)",
+        "# nobody may come in by IPv6, as source-ranges has none of IPv6: api (tcp)",
+    ]
+    assert not [rule for rule in node.chains(family=6).values() if "30080" in str(rule)]
+    said = node.nfctl("kube", "show")
+    assert said.code == 0, "what is not served is no problem"
+    both = text.replace("[192.0.2.0/24]", "[192.0.2.0/24, '::/0']")
+    both = both.replace("198.51.100.0/24", "[198.51.100.0/24, '::/0']")
+    assert "IPv6 alone" not in node.apply(text=both).out
+    assert "30080" in str(node.chains(family=6)["NFCTL-NODEPORTS"])
+    assert "nobody may come" not in node.apply(text=both).out
+
+
+def test_an_endpoint_that_is_a_cluster_ip(node: Node) -> None:
+    """Nothing is translated twice: an endpoint that is a service's own address is told."""
+    node.apply()
+    said = node.done("set-endpoints", "dns/tcp", "10.96.0.10:80")
+    assert "this is a cluster IP: 10.96.0.10:80 of dns (tcp)" in said
+    assert "cluster IP" not in node.done("set-endpoints", "dns/udp", "10.96.0.10:80")
+
+
+def test_an_address_of_two_prefixes(node: Node) -> None:
+    """Services that get an address which those of another prefix have are told, once."""
+    node.apply()
+    taken = "# services of prefix NFCTL- have these, too"
+    dns = "services: [{name: dns, port: 53, cluster-ips: [10.96.0.53, 10.96.0.54]}]\n"
+    for command in ("plan", "apply"):
+        out = node.service(command, "-", "--prefix", "LB", text=dns).out
+        assert [line for line in out.splitlines() if line.startswith("# services")] == [
+            f"{taken}, and whose chains are jumped to first gets them: 10.96.0.53:53 of dns (tcp)"
+        ]
+    assert "these, too" not in node.done("set-endpoints", "dns", "10.0.0.1:53", "--prefix", "LB")
+    other = dns.replace("10.96.0.53, ", "").replace("}]", ", protocol: udp}]")
+    assert "these, too" not in node.apply("--prefix", "LB", text=other).out
+
+
+def test_one_chain_of_somebody_else(node: Node) -> None:
+    """A single chain of a prefix is named, be it refused or taken over."""
+    for chain in ("LB-SERVICES", "NFCTL-FORWARD"):
+        assert node.netns.legacy("-N", chain).returncode == 0
+    assert "there is a chain LB-SERVICES already" in node.apply("--prefix", "LB").err
+    taken = "a chain NFCTL-* that nfctl did not know is taken over: NFCTL-FORWARD"
+    assert taken in node.apply().out
+
+
 # --- list and show --------------------------------------------------------------------------------
 
 
@@ -451,7 +514,7 @@ def test_the_table_of_services(node: Node) -> None:
     node.apply(text=LIST.replace("node-port: 30080", "node-port: 30080\n  affinity: 3h"))
     node.done("drain", "--no-wait", "shop/web:http", "10.0.0.6:8080")
     lines = [line.split() for line in node.done("list").splitlines()]
-    assert lines[0] == ["service", "protocol", "endpoints", "affinity", "policies", "addresses"]
+    assert lines[0] == ["SERVICE", "PROTOCOL", "ENDPOINTS", "AFFINITY", "POLICIES", "ADDRESSES"]
     assert lines[1][:6] == ["shop/web:http", "tcp", "1/2,", "1", "drains", "3h"]
     assert lines[2][:3] == ["dns", "udp", "1/1"]
     document = node.document("list")
@@ -500,6 +563,10 @@ def test_a_service_whose_chains_are_gone(node: Node) -> None:
         (["drain", "dns/udp", "10.0.0.1:53"], 1, "it has 10.0.0.9:53"),
         (["drain", "dns/udp", "10.0.0.9:53", "--undo", "--no-wait"], 2, "waits for nothing"),
         (["drain", "dns/udp", "10.0.0.9:53", "--end-tcp"], 2, "--timeout 60 --end-tcp"),
+        (["drain", "dns/udp", "10.0.0.9:53", "--timeout", "nan"], 2, "it takes seconds"),
+        (["drain", "dns/udp", "10.0.0.9:53", "--timeout", "9", "--no-wait"], 2, "leave out"),
+        (["set-endpoints", "dns/udp", "10.0.0.9:53", "--remove", "--local"], 2, "that serve"),
+        (["set-endpoints", "dns/udp", "--none", "--local"], 2, "that serve"),
     ],
 )
 def test_mistakes(node: Node, words: list[str], code: int, said: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from nfctl.errors import BadInput
 from nfctl.ruleset.names import BUILTIN_CHAINS, MAX_NAME
@@ -379,6 +380,52 @@ def test_the_mark_is_one_of_its_mask() -> None:
     found = made(ServiceList((WEB,), mark=0x8, mask=0xFF))
     assert found["nat", "MARK-MASQ"] == ["-j MARK --set-xmark 0x8/0xff"]
     assert found["nat", "POSTROUTING"][0] == "-m mark ! --mark 0x8/0xff -j RETURN"
+
+
+def marked(rule: str, packet: int) -> int:
+    """Return a packet's mark behind a rule ``-j MARK --set-xmark``, as iptables-extensions(8)."""
+    found = re.fullmatch(r"-j MARK --set-xmark (0x[0-9a-f]+)/(0x[0-9a-f]+)", rule)
+    assert found, rule
+    value, mask = (int(text, 16) for text in found.groups())
+    return (packet & ~mask) ^ value
+
+
+_BITS = st.integers(0, 0xFFFFFFFF)
+
+
+@given(mask=_BITS, part=_BITS, packet=_BITS, family=st.sampled_from([4, 6]))
+def test_the_mark_is_taken_off_before_masquerading(
+    mask: int, part: int, packet: int, family: int
+) -> None:
+    """Whatever mark and mask: what was marked leaves without it, all other bits as they were."""
+    mark = (mask & part) or mask or 1
+    mask = mask or 1
+    found = made(ServiceList((WEB,), mark=mark, mask=mask), family)
+    (mark_it,) = found["nat", "MARK-MASQ"]
+    passed, take_off, masquerade = found["nat", "POSTROUTING"]
+    assert passed == f"-m mark ! --mark {mark:#x}/{mask:#x} -j RETURN"
+    assert masquerade.endswith("-j MASQUERADE --random-fully")
+    asked = marked(mark_it, packet)
+    assert asked & mask == mark, "it has to get past the first rule"
+    assert marked(take_off, asked) == packet & ~mask
+
+
+@pytest.mark.parametrize(
+    ("family", "nodes"), [(4, ("2001:db8::/64",)), (6, ("192.0.2.0/24", "198.51.100.0/24"))]
+)
+def test_node_ports_of_a_family_without_node_addresses(family: int, nodes: tuple[str, ...]) -> None:
+    """Ranges of the other family alone: nothing is made that nobody would get to."""
+    endpoints = (Endpoint("10.0.0.5", 80), Endpoint("fd00::5", 80))
+    for here in (endpoints, ()):
+        service = Service("web", 80, "tcp", node_port=30080, endpoints=here)
+        settings = ServiceList((service,), node_addresses=nodes)
+        found = made(settings, family)
+        bare = made(settings._replace(services=()), family)
+        assert found == bare
+        other = made(settings, 10 - family)
+        assert ("nat" if here else "filter") in {
+            t for (t, _), r in other.items() if "30080" in str(r)
+        }
 
 
 def test_node_ports_on_some_addresses() -> None:

@@ -62,8 +62,10 @@ def test_a_name_that_is_there_twice() -> None:
     ("word", "hint"),
     [
         ("web", "did you mean shop/web:http?"),
-        ("dnss", "did you mean dns?"),
-        ("zzz", "there are shop/web:http, dns, dns"),
+        ("WEB", "did you mean shop/web:http?"),
+        ("dnss", "did you mean dns/udp or dns/tcp?"),
+        ("dns/icmp", "did you mean dns/udp or dns/tcp?"),
+        ("zzz", "there are shop/web:http, dns/udp, dns/tcp"),
         ("shop/web:http/udp", "did you mean shop/web:http?"),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import nfctl.services
 from nfctl.errors import BadInput
-from nfctl.services import reading
+from nfctl.services import placed, reading, values
 from nfctl.services.model import Endpoint, Service, ServiceList
 from tests.unit import serving
 from tests.unit.strategies import refusal
@@ -70,7 +70,7 @@ def test_the_example_of_the_docstring_means_what_is_said_there() -> None:
 def test_the_reference_names_every_key() -> None:
     """What pydoc shows has every key of a list, a service and an endpoint."""
     page = pydoc.plain(pydoc.render_doc(nfctl.services))
-    keys = {*reading._LIST, *reading._SERVICE, *reading._ENDPOINT, "mode", "mark", "mask"}
+    keys = {*placed.LIST, *placed.SERVICE, *placed.ENDPOINT, "mode", "mark", "mask"}
     missing = [key for key in keys if f"``{key}``" not in page and f"{key}:" not in page]
     assert not missing
 
@@ -134,6 +134,14 @@ def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match=r"none\.yaml"):
         reading.read("none.yaml")
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\n"])
+def test_an_empty_file(data: bytes) -> None:
+    """What was truncated is no list without services, which would delete them all."""
+    with pytest.raises(BadInput, match=r"list\.yaml is empty") as caught:
+        reading.parse(data, "list.yaml")
+    assert "services: []" in caught.value.hint
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -242,24 +250,60 @@ def test_a_mistake_in_json_has_its_place_too(text: str) -> None:
 )
 def test_an_endpoint_as_typed(typed: str, found: Endpoint) -> None:
     """An endpoint is an address and a port, IPv6 in brackets, a weight behind a star."""
-    assert reading.endpoint(typed) == found
+    assert values.endpoint(typed) == found
 
 
 @pytest.mark.parametrize(
-    "typed",
+    ("typed", "wrong", "hint"),
     [
-        "", "10.0.0.5", "10.0.0.5:", "10.0.0.5:0", "10.0.0.5:65536", "10.0.0.5:http", ":80",
-        "fd00::5:80", "[fd00::5]", "[10.0.0.5:80", "10.0.0.5:80*", "10.0.0.5:80*0",
-        "10.0.0.5:80*65536", "10.0.0.5:80*+3", "10.0.0.5:8_0", "10.0.0.5:80*1_0",
-        "10.0.0.5:+80", "10.0.0.5:\uff18\uff10", "0.0.0.0:80", "[fe80::1%eth0]:80",
-        "example.org:80", "10.0.0.5:80 ",
+        *(
+            (typed, "", "10.0.0.5:8080")
+            for typed in ("", "10.0.0.5", "10.0.0.5:", ":80", "fd00::5:80", "[fd00::5]", "[]:80",
+                          "10.0.0.5:80:90")
+        ),
+        ("10.0.0.5:80,10.0.0.6:80", "", "blanks between"),
+        *(
+            (f"10.0.0.5:{port}", f'"{port}" is no port', "65535 at most")
+            for port in ("0", "65536", "http", "8_0", "+80", "\uff18\uff10", "80 ", "9" * 50)
+        ),
+        *(
+            (f"10.0.0.5:80*{weight}", f'"{weight}" is no weight', "65535 at most")
+            for weight in ("", "0", "65536", "+3", "1_0", "2*2")
+        ),
+        *(
+            (f"{host}:80", f'"{host.strip("[]")}" is no address of a host', "10.0.0.5:8080")
+            for host in ("224.0.0.1", "[::]", "10.0.0.256", "010.0.0.5", "[fe80::1%eth0]")
+        ),
+        ("web.example:80", '"web.example" is no address of a host', "names are not looked up"),
     ],
 )  # fmt: skip
-def test_what_is_no_endpoint(typed: str) -> None:
-    """What is no endpoint is refused with the form of one."""
+def test_what_is_no_endpoint(typed: str, wrong: str, hint: str) -> None:
+    """What is no endpoint is refused with the part that is wrong, or the form of one."""
     with pytest.raises(BadInput, match="is no endpoint") as caught:
-        reading.endpoint(typed)
-    assert "10.0.0.5:8080" in caught.value.hint
+        values.endpoint(typed)
+    assert caught.value.message.endswith(f": {wrong}" if wrong else "is no endpoint")
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line", ["- [fd00::5]:80", "  [[fd00::5]:80]", "  [10.0.0.5:80, [fd00::5]:80]"]
+)
+def test_an_endpoint_of_ipv6_without_quotes(line: str) -> None:
+    """YAML takes its brackets for a list: whatever the parser says of it, the hint is to quote."""
+    text = f"services:\n- name: web\n  port: 80\n  node-port: 1\n  endpoints:\n  {line}\n"
+    assert refused(text).hint == 'quote an endpoint of IPv6: "[fd00::5]:80"'
+    assert parse(text.replace("[fd00::5]:80", '"[fd00::5]:80"')).services[0].endpoints
+    assert (
+        "quote an endpoint" not in refused(text.replace("[fd00::5]:80", '"[fd00::5]:80": ]')).hint
+    )
+
+
+def test_hints_of_what_was_meant() -> None:
+    """A key is told once among those that are known; a range with bits behind it has its own."""
+    keys = refused(one("nodeport: 7")).hint.partition("known are ")[2].split(", ")
+    assert keys[:2] == ["name", "port"]
+    assert len(set(keys)) == len(keys)
+    assert refused("cluster: 10.1.2.3/8\nservices: []\n").hint.endswith(": 10.0.0.0/8")
 
 
 # --- round trips ----------------------------------------------------------------------------------

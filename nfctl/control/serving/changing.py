@@ -140,9 +140,10 @@ def _apply(
         outcome = _write(settings, state, options, files)
     difference = compare(before, settings)
     if edited:
-        notes += safety.useless(_differing(settings, difference))
+        notes += safety.useless(_differing(settings, difference), settings)
     else:
-        notes += [*safety.forwarding(settings), *safety.useless(settings)]
+        notes += [*safety.forwarding(settings), *safety.useless(settings, settings)]
+    notes += safety.shared(difference, settings.prefix, state)
     ended = gone.end_left(difference, end_tcp=end_tcp)
     return Done(outcome, settings, difference, ended, notes)
 
@@ -189,8 +190,10 @@ def plan(
     except NfctlError as error:
         notes.append(f"apply will refuse this: {error}")
     change = _planned(settings, state, files)
-    notes += [*safety.forwarding(settings), *safety.useless(settings)]
-    return Planned(change, compare(before, settings), notes)
+    notes += [*safety.forwarding(settings), *safety.useless(settings, settings)]
+    difference = compare(before, settings)
+    notes += safety.shared(difference, settings.prefix, state)
+    return Planned(change, difference, notes)
 
 
 def _planned(settings: ServiceList, state: State, files: Sequence[tuple[str, str]]) -> Change:
