@@ -128,6 +128,8 @@ def explain(
     clusters = _clusters(rules, wanted.family == 4, wanted.family == 6, prefix, netns)
     if not rules and wanted.host:
         wanted = wanted._replace(local=_is_local(wanted.host, netns))
+    if not rules and wanted.source:
+        wanted = wanted._replace(here=_is_local(wanted.source, netns))
     found = [
         explaining.explain(dump, cluster, wanted._replace(family=dump.family))
         for dump, cluster in clusters
@@ -184,9 +186,9 @@ def _saved(files: list[str], families: list[int]) -> list[Dump]:
 
 def _bytes(file: str) -> bytes:
     if file == "-":
-        if sys.stdin is None:
-            return b""
-        return sys.stdin.buffer.read()
+        from nfctl.document import standard_input
+
+        return standard_input()
     with open(file, "rb") as stream:  # noqa: PTH123 - a path as typed, for the error message
         return stream.read()
 

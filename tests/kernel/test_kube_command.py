@@ -52,7 +52,7 @@ def plan(name: str, family: int, pods: int, **settings: Any) -> Plan:
     return Plan(name=name, pods=made, **(defaults | settings))
 
 
-@pytest.mark.parametrize("version", ["v1.30", "v1.22", "v1.18"])
+@pytest.mark.parametrize("version", ["v1.30", "v1.22", "v1.18", "v1.9"])
 def test_live_rules_are_what_the_file_says(netns: Namespace, version: str) -> None:
     """Rules of each kube-proxy, loaded by iptables, are shown as the file of them is."""
     text = (DATA / f"{version}.rules").read_text()
@@ -220,3 +220,28 @@ def test_explain_says_where_packets_go(netns: Namespace) -> None:
     assert all(case["ends"][0]["kind"] == "endpoint" for case in family["cases"])
     done = netns.nfctl("kube", "explain", "192.0.2.1:30080", "--from", "node")
     assert done.returncode == 1
+
+
+def test_an_address_of_this_host_is_this_host(netns: Namespace) -> None:
+    """What comes from an address that the host has goes by OUTPUT; from another by PREROUTING."""
+    assert netns.run(["ip", "addr", "add", "198.51.100.77/32", "dev", "lo"]).returncode == 0
+    load(netns, MODERN)
+    entrances = []
+    for source in ("198.51.100.77", "198.51.100.78"):
+        done = netns.nfctl("kube", "explain", "10.96.0.10:53/udp", "--from", source, "--json")
+        assert done.returncode == 0, done.stderr
+        (family,) = json.loads(done.stdout)["families"]
+        entrances.append([case["entrance"] for case in family["cases"]])
+    assert entrances == [["OUTPUT"], ["PREROUTING"]]
+
+
+def test_a_dump_of_the_other_backend(netns: Namespace) -> None:
+    """Rules of iptables-nft, saved by it, are the same services as those of iptables-legacy."""
+    restored = netns.run(["iptables-nft-restore"], input=MODERN)
+    if restored.returncode:
+        pytest.skip(f"iptables-nft cannot load the rules: {restored.stderr.strip()}")
+    saved = netns.run(["iptables-nft-save", "-c"])
+    assert "iptables-nft-save" in saved.stdout
+    load(netns, MODERN)
+    done = netns.nfctl("kube", "show", "--json", "--rules", "-", input=saved.stdout)
+    assert json.loads(done.stdout) == show(netns)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -194,6 +196,18 @@ def test_bytes_that_are_no_text(tmp_path: Path, capfd: pytest.CaptureFixture[str
     capfd.readouterr()
     assert call("show", "--rules", str(tmp_path / "dump")) == 2
     assert "NUL byte" in capfd.readouterr().err
+
+
+def test_standard_input_that_is_closed() -> None:
+    """Without a standard input it is said that it is closed, and not that there is no table."""
+    word = 'exec 0<&-; exec "$0" -m nfctl kube show --rules -'
+    done = subprocess.run(
+        ["sh", "-c", word, sys.executable], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "nfctl: error: cannot read standard input: it is closed\n",
+    )
 
 
 def test_many_problems_are_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

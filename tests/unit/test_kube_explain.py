@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 V1_22 = (DATA / "v1.22.rules").read_text()
 V1_18 = (DATA / "v1.18.rules").read_text()
+V1_9 = (DATA / "v1.9.rules").read_text()
 
 
 def asked(
@@ -110,11 +112,42 @@ def test_a_load_balancer_with_source_ranges() -> None:
 
 
 def test_ranges_that_are_not_said() -> None:
-    """Every source range is a case, and being in none of them; what follows is not asked again."""
-    when = [case.when for case in asked("192.0.2.50:443", local=False).cases]
-    in_a, in_b = "the source is in 203.0.113.0/25", "the source is in 198.51.100.7/32"
-    not_a, not_b = (words.replace("is in", "is not in") for words in (in_a, in_b))
-    assert when == [(in_a,), (not_a, in_b), (not_a, not_b)] * 2
+    """To be in one of the source ranges is a case, and to be in none of them is the other."""
+    allowed, refused = asked("192.0.2.50:443", local=False).cases[:2]
+    ranges = "in 203.0.113.0/25 or 198.51.100.7/32"
+    assert allowed.when == (f"the source is {ranges}",)
+    assert refused.when == (f"the source is not {ranges}",)
+    assert [end.kind for case in (allowed, refused) for end in case.ends] == ["endpoint", "refused"]
+    (step,) = [step for step in allowed.steps if step.chain.startswith("KUBE-FW-")]
+    assert (step.rule, step.note) == (1, "or the rule behind it")
+
+
+def test_hundreds_of_ranges() -> None:
+    """Each range is a rule: these are two cases and no more, none is lost, and both are short."""
+    line = next(line for line in MODERN.splitlines() if "-A KUBE-FW-" in line and "-s " in line)
+    rules_of = [
+        line.replace("-s 203.0.113.0/25", f"-s 100.{n}.0.0/16").replace(
+            "-s 198.51.100.7/32", f"-s 100.{n}.0.0/16"
+        )
+        for n in range(200)
+    ]
+    answer = asked("192.0.2.50:443", text=MODERN.replace(line, "\n".join(rules_of)), local=False)
+    assert answer.complete
+    kinds = [[end.kind for end in case.ends] for case in answer.cases]
+    assert kinds == [["endpoint"], ["refused"]] * 2
+    assert max(map(len, explain.text(answer).splitlines())) < 200
+    assert answer.cases[0].when[0].count("100.") >= 200
+    assert "(or one of the 200 rules behind it)" in explain.text(answer)
+
+
+def test_cases_that_are_too_many() -> None:
+    """Where every rule asks something else, it is said that there are more cases than shown."""
+    head, line, rest = MODERN.partition("-A KUBE-SERVICES -d 10.96.0.10/32 -p udp")
+    asks = "".join(f"-A KUBE-SERVICES -i eth{n} -j ACCEPT\n" for n in range(100))
+    answer = asked("10.96.0.10:53/udp", "10.244.0.7", head + asks + line + rest)
+    assert not answer.complete
+    assert not explain.document(answer.connection, [answer])["families"][0]["complete"]
+    assert "There are more cases than these" in explain.text(answer)
 
 
 def test_a_service_without_endpoints() -> None:
@@ -197,6 +230,16 @@ def test_kube_proxy_1_18() -> None:
     ]
 
 
+def test_kube_proxy_1_9() -> None:
+    """FORWARD does not refuse what has no endpoints there, so it matters whose the address is."""
+    assert [end.to for end in only("node:30080", "9.9.9.9", V1_9).ends] == ["10.244.1.3:8080"]
+    assert len(only("192.0.2.5:80", "10.244.1.9", V1_9).ends) == 3
+    assert "mark" in only("192.0.2.6:53/udp", "9.9.9.9", V1_9).ends[0].to
+    assert only("192.0.2.6:53/udp", "203.0.113.9", V1_9).ends[0].to == "10.244.1.5:53"
+    local, other = asked("10.96.0.99:80", "10.244.1.9", V1_9).cases
+    assert [case.ends[0].kind for case in (local, other)] == ["refused", "untouched"]
+
+
 def test_an_address_nobody_serves() -> None:
     """It is not served, and the hint has the ports that are."""
     answer = asked("10.96.0.10:54/udp")
@@ -222,6 +265,67 @@ def test_conditions_that_are_not_known() -> None:
     assert (with_it.when, without.when) == (("-i eth0",), ("not -i eth0",))
     assert [end.kind for end in with_it.ends] == ["endpoint", "endpoint"]
     assert [end.kind for end in without.ends] == ["untouched"]
+
+
+def test_a_mark_of_before() -> None:
+    """A rule for a mark that another program sets is asked about, and not taken as met."""
+    line = "-A PREROUTING -m mark --mark 0x1/0x1 -j ACCEPT\n"
+    text = MODERN.replace("-A PREROUTING", line + "-A PREROUTING", 1)
+    marked, plain = asked("10.96.0.10:53/udp", "10.244.0.7", text).cases
+    assert (marked.when, plain.when) == (
+        ("-m mark --mark 0x1/0x1",),
+        ("not -m mark --mark 0x1/0x1",),
+    )
+    assert [end.kind for end in marked.ends] == ["untouched"]
+    assert [end.kind for end in plain.ends] == ["endpoint", "endpoint"]
+
+
+def test_interfaces_of_pods() -> None:
+    """What this host sends came in by no interface, so it is masqueraded: nothing is asked."""
+    head, line, rest = MODERN.partition("! -s 10.244.0.0/16 -d 10.96.0.10/32 -p udp")
+    text = f"{head}-d 10.96.0.10/32 ! -i cni+ -p udp{rest}"
+    assert line
+    case = only("10.96.0.10:53/udp", "node", text)
+    assert [end.masquerade for end in case.ends] == [True, True]
+    cases = asked("10.96.0.10:53/udp", "10.244.0.7", text).cases
+    assert [case.when for case in cases] == [("! -i cni+",), ("not ! -i cni+",)]
+
+
+def test_rules_that_only_input_has() -> None:
+    """Where FORWARD does not refuse (kube-proxy 1.9), it is so only at an address of the node."""
+    jump = next(
+        line
+        for line in MODERN.splitlines()
+        if line.startswith("-A FORWARD") and line.endswith("-j KUBE-SERVICES")
+    )
+    text = MODERN.replace(jump, jump.replace("FORWARD", "INPUT", 1))
+    local, other = asked("10.96.0.66:80", "10.244.0.7", text).cases
+    assert local.when == ("10.96.0.66 is an address of this node",)
+    assert steps(local)[-2][:2] == ("filter", "INPUT")
+    assert [end.kind for end in local.ends] == ["refused"]
+    assert [end.kind for end in other.ends] == ["untouched"]
+
+
+def test_node_ports_of_a_range() -> None:
+    """Where node ports are at a range of addresses, what refuses them there is found, too."""
+    text = MODERN.replace(
+        "-A KUBE-EXTERNAL-SERVICES -p tcp", "-A KUBE-EXTERNAL-SERVICES -d 192.168.1.0/24 -p tcp"
+    )
+    assert text != MODERN
+    (end,) = only("node:30066", "9.9.9.9", text).ends
+    assert end.to.startswith("REJECT in filter KUBE-EXTERNAL-SERVICES")
+
+
+def test_chains_that_fan_out() -> None:
+    """Chains that jump a thousand times to the next are refused before they take hours."""
+    names = [f"KUBE-EXT-AAAAAAAAAAAAAAA{letter}" for letter in "ABCDEF"]
+    lines = ["*nat", ":PREROUTING ACCEPT [0:0]", ":KUBE-SERVICES - [0:0]"]
+    lines += [":KUBE-MARK-MASQ - [0:0]", *(f":{name} - [0:0]" for name in names)]
+    lines += ["-A PREROUTING -j KUBE-SERVICES", f"-A KUBE-SERVICES -j {names[0]}"]
+    for one, other in itertools.pairwise(names):
+        lines += [f"-A {one} -j {other}"] * 60
+    with pytest.raises(BadInput, match="more than 200,000 rules are met"):
+        asked("10.0.0.1:80", "9.9.9.9", "\n".join([*lines, "COMMIT", ""]))
 
 
 def test_ipv6() -> None:
@@ -256,6 +360,7 @@ def test_the_document() -> None:
         "service": "shop/node-agent",
         "kind": "cluster",
         "affinity": 0,
+        "complete": True,
     }
     assert (case["entrance"], case["when"]) == ("PREROUTING", [])
     assert case["steps"][2] == {
@@ -300,6 +405,14 @@ def test_bad_questions(destination: str, source: str | None, words: str) -> None
     with pytest.raises(BadInput) as found:
         explain.connection(destination, source)
     assert words in found.value.message
+
+
+def test_a_name_is_no_question() -> None:
+    """Who asks for a service by name is told where its addresses are shown."""
+    with pytest.raises(BadInput) as found:
+        explain.connection("shop/web:http", None)
+    assert "kube show NAME" in found.value.hint
+    assert explain.connection("10.0.0.1:53/UDP", None).protocol == "udp"
 
 
 def test_a_loop_ends() -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nfctl.services.observed.model import Problem
 
 V1_22 = (DATA / "v1.22.rules").read_text()
+V1_18 = (DATA / "v1.18.rules").read_text()
 DNS = "KUBE-SVC-TCOU7JCQXEZGVUNU"
 DNS_A, DNS_B = "KUBE-SEP-SXIVWICOYRO3J4NJ", "KUBE-SEP-UKSFD7AGPMPPLUHC"
 PAY = "NUKIZ6OKUXPJNT4C"
@@ -99,6 +100,18 @@ BROKEN = {
     "OUTPUT of filter does not jump": (
         without(MODERN, "-A OUTPUT", "-j KUBE-SERVICES", "ctstate"),
         ("entrance", "filter", "OUTPUT", 0, "does not jump to KUBE-SERVICES"),
+    ),
+    "FORWARD of filter does not jump": (
+        without(MODERN, "-A FORWARD", "-j KUBE-SERVICES"),
+        ("entrance", "filter", "FORWARD", 0, "does not jump to KUBE-SERVICES"),
+    ),
+    "a jump that depends on a mark": (
+        changed(
+            MODERN,
+            f'10.244.1.2:53" -j {DNS_B}',
+            f'10.244.1.2:53" -m mark --mark 0x1/0x1 -j {DNS_B}',
+        ),
+        ("shares", "nat", DNS, 3, "depends on more than chance"),
     ),
     "nobody jumps to NODEPORTS": (
         without(MODERN, "must be the last rule"),
@@ -216,6 +229,18 @@ def test_a_service_without_endpoints_and_without_reject() -> None:
         '"shop/cart:http has no endpoints" -m tcp --dport 80 -j REJECT'
     )
     assert read(added(text, "-A KUBE-PROXY-FIREWALL", reject)).problems == []
+
+
+def test_what_younger_ones_have() -> None:
+    """kube-proxy 1.18 had no jump of FORWARD for external addresses: that is no fault of it."""
+    reject = (
+        "-A KUBE-EXTERNAL-SERVICES -d 192.0.2.7/32 -p tcp -m comment --comment "
+        '"default/gone: has no endpoints" -m tcp --dport 80 -j REJECT'
+    )
+    text = added(V1_18, "-A KUBE-SERVICES", reject)
+    assert read(text).problems == []
+    text = without(text, "-A INPUT", "KUBE-EXTERNAL-SERVICES")
+    assert only(text).message == "INPUT does not jump to KUBE-EXTERNAL-SERVICES"
 
 
 def test_unequal_shares_are_weights_of_others() -> None:

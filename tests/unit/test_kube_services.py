@@ -11,6 +11,7 @@ from tests.unit.kube import DATA, MODERN, read, service
 
 V1_22 = (DATA / "v1.22.rules").read_text()
 V1_18 = (DATA / "v1.18.rules").read_text()
+V1_9 = (DATA / "v1.9.rules").read_text()
 
 
 def plain(text: str, code: str) -> str:  # noqa: ARG001
@@ -242,6 +243,8 @@ def test_a_dump_without_filter() -> None:
         ("10.96.0.10", ["kube-system/kube-dns:dns"]),
         ("192.0.2.50:443", ["shop/pay:https"]),
         ("shop/c*", ["shop/cart:http"]),
+        ("*/udp", ["kube-system/kube-dns:dns"]),
+        ("shop/c*/udp", []),
         ("agent", ["shop/node-agent"]),
         ("nothing", []),
     ],
@@ -249,6 +252,12 @@ def test_a_dump_without_filter() -> None:
 def test_choosing_services(words: str, names: list[str]) -> None:
     """A name, whole or in part, a pattern, an address and a protocol choose services."""
     assert [s.name for s in show.chosen(read(MODERN), words)] == names
+
+
+def test_a_service_that_is_called_like_a_protocol() -> None:
+    """A whole name counts before a protocol at its end does."""
+    text = MODERN.replace("kube-system/kube-dns:dns", "kube-system/tcp")
+    assert [s.name for s in show.chosen(read(text), "kube-system/tcp")] == ["kube-system/tcp"]
 
 
 def test_the_table_fits() -> None:
@@ -286,3 +295,26 @@ def test_names_that_a_terminal_would_obey() -> None:
     ):
         assert "\x1b" not in text
         assert "\\x1b[31mweb" in text
+
+
+def test_kube_proxy_1_9_among_others() -> None:
+    """The oldest shape, and the chains of five other programs: services, and nothing amiss."""
+    found = read(V1_9)
+    assert found.problems == []
+    dns, front, gone = found.services
+    assert [(a.kind, a.address, a.port) for a in dns.addresses] == [
+        ("cluster", "10.96.0.11", 53),
+        ("external", "198.51.100.9", 53),
+        ("load-balancer", "192.0.2.6", 53),
+        ("node", "", 30053),
+    ]
+    assert dns.source_ranges == ("203.0.113.0/24", "192.0.2.6/32")
+    assert (dns.masquerade, dns.external_masquerade) == ("off-cluster", "always")
+    assert (front.affinity, front.internal, front.external) == (10800, "cluster", "local")
+    assert [(e.address, e.local_share) for e in front.endpoints] == [
+        ("10.244.1.2", None),
+        ("10.244.1.3", 1.0),
+        ("10.244.1.4", None),
+    ]
+    assert gone.refused
+    assert [a.refused for a in gone.addresses] == ["REJECT", "REJECT"]

@@ -21,6 +21,8 @@ _FRAME = (
     ("filter", "PROXY-FIREWALL", ("INPUT", "FORWARD")),
     ("filter", "FORWARD", ("FORWARD",)),
 )
+# what not every kube-proxy up to 1.20 has: it refused only what came in by INPUT and OUTPUT
+_YOUNGER = {("filter", "SERVICES", "FORWARD"), ("filter", "EXTERNAL-SERVICES", "FORWARD")}
 
 
 def check(cluster: Cluster, dump: Dump) -> None:
@@ -108,6 +110,7 @@ class _Checks:
     # --- the frame ------------------------------------------------------------------------------
 
     def _frame(self) -> None:
+        lacking = _YOUNGER if self._is_old() else set()
         for table, name, builtins in _FRAME:
             if table not in self.dump.tables:
                 continue
@@ -120,6 +123,8 @@ class _Checks:
             if not chains[chain]:
                 continue
             for builtin in builtins:
+                if (table, name, builtin) in lacking:
+                    continue
                 if not any(rule.target == chain for rule in chains.get(builtin, [])):
                     kind = "postrouting" if name == "POSTROUTING" else "entrance"
                     self.add(kind, f"{builtin} does not jump to {chain}", table, builtin)
@@ -129,6 +134,15 @@ class _Checks:
         ):
             message = f"{self.prefix}SERVICES does not jump to {ports}"
             self.add("entrance", message, "nat", f"{self.prefix}SERVICES")
+
+    def _is_old(self) -> bool:
+        """Whether kube-proxy is of 1.20 or before, by the marks beside the jumps to services."""
+        nat, mark = self.dump.chains("nat"), f"{self.prefix}MARK-MASQ"
+        return any(
+            rule.target == mark
+            for name in ("SERVICES", "NODEPORTS")
+            for rule in nat.get(self.prefix + name, [])
+        )
 
     def _marks(self) -> bool:
         return f"{self.prefix}MARK-MASQ" in self.used.get("nat", ())

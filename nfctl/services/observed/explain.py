@@ -3,7 +3,8 @@
 The document of ``nfctl kube explain --json``: ``destination``; ``families``: a list of ``family``,
 ``service`` (its name, null for none), ``kind`` of the address (cluster, external, load-balancer,
 node, null), ``affinity`` (seconds for which a client keeps its endpoint, 0 for none; the cases are
-those of a client that comes the first time) and ``cases``: each with ``entrance`` (PREROUTING or
+those of a client that comes the first time), ``complete`` (false if there are more cases than are
+shown: the source tells) and ``cases``: each with ``entrance`` (PREROUTING or
 OUTPUT), ``when``: what has to hold for it, in words; ``steps``: each with ``table``, ``chain``,
 ``rule`` (its number), ``depth``, ``text`` of the rule without its comment, and ``note`` (null);
 ``ends``: each with ``kind`` (endpoint, refused, untouched), ``to`` (the endpoint; the target and
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nfctl.errors import BadInput
 from nfctl.services.observed import walk
 from nfctl.services.observed.model import NODE
+from nfctl.services.observed.packet import Connection
 from nfctl.services.observed.shares import percent
-from nfctl.services.observed.walk import Case, Connection
 from nfctl.text import visible
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
     from nfctl.services.observed.model import Cluster
     from nfctl.services.observed.rules import Dump
+    from nfctl.services.observed.walk import Case
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _NODE = "node"
 _CHANCE = re.compile(r"-m statistic --mode random --probability [0-9.]+ ")
+_LONGEST = 160  # characters of what has to hold for a case
 _ENTRANCES = {"PREROUTING": "from the network", "OUTPUT": "from this host"}
 
 
@@ -45,6 +48,7 @@ class Answer(NamedTuple):
     kind: str
     affinity: int  # seconds
     cases: list[Case]
+    complete: bool  # whether these are all cases
     hint: str  # where nobody serves it: what is near
 
     @property
@@ -57,9 +61,8 @@ def connection(destination: str, source: str | None) -> Connection:
     """Read the two words of the command line; raises BadInput."""
     place, slash, protocol = destination.partition("/")
     host, colon, port = place.rpartition(":")
-    hint = "10.96.0.10:53/udp, [fd00::1]:80, node:30080/tcp"
-    if not slash:
-        protocol = "tcp"
+    hint = "as 10.96.0.10:53/udp, [fd00::1]:80, node:30080/tcp; kube show NAME has a service's"
+    protocol = protocol.lower() if slash else "tcp"
     if not colon or protocol not in _PROTOCOLS or not (port.isascii() and port.isdecimal()):
         msg = f"{destination!r} is no ADDRESS:PORT/PROTOCOL"
         raise BadInput(msg, hint=hint)
@@ -112,12 +115,12 @@ def explain(dump: Dump, cluster: Cluster, wanted: Connection) -> Answer:
                     name, kind, affinity = service.name, address.kind, service.affinity
             elif not at_node or not wanted.host:
                 near.append(f"{address.port}/{service.protocol}")
-    cases = walk.cases(dump, cluster.prefix, wanted)
+    cases, complete = walk.cases(dump, cluster.prefix, wanted)
     hint = ""
     if near:
         listed = ", ".join(sorted(set(near))[:5])
         hint = f"{wanted.host or 'the node'} is served at {listed}"
-    return Answer(wanted, dump.family, name, kind, affinity, cases, hint)
+    return Answer(wanted, dump.family, name, kind, affinity, cases, complete, hint)
 
 
 def document(wanted: Connection, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -130,6 +133,7 @@ def document(wanted: Connection, answers: Sequence[Answer]) -> dict[str, Any]:
                 "service": answer.service or None,
                 "kind": answer.kind or None,
                 "affinity": answer.affinity,
+                "complete": answer.complete,
                 "cases": [_case(case) for case in answer.cases],
             }
             for answer in answers
@@ -159,7 +163,8 @@ def text(answer: Answer) -> str:
         lines.append(f"a client that comes back within {answer.affinity} s keeps its endpoint")
     for entrances, case, firsts in _alike(answer.cases):
         lines.append("")
-        lines.append(f"{', '.join((' or '.join(entrances), *case.when))}:")
+        when = ", ".join((" or ".join(entrances), *case.when))
+        lines.append(f"{when if len(when) <= _LONGEST else when[:_LONGEST] + '...'}:")
         steps = [*firsts, *(step for step in case.steps if not _is_first(step))]
         widest = max((len(_place(step)) for step in steps), default=0)
         for step in steps:
@@ -167,6 +172,8 @@ def text(answer: Answer) -> str:
             rule = _CHANCE.sub("", step.text) if step.note else step.text
             lines.append(f"  {_place(step).ljust(widest)}  {visible(rule)}{note}")
         lines += [f"  => {visible(_end(end))}" for end in case.ends]
+    if not answer.complete:
+        lines += ["", "There are more cases than these: --from says which one is meant."]
     return "\n".join(lines) + "\n"
 
 

@@ -31,11 +31,14 @@ _NARROWEST = {2: 12, 0: 30, 1: 18}
 def chosen(cluster: Cluster, words: str) -> list[Service]:
     """Return the services that are meant by a name, a part of it, a pattern or an address."""
     services = cluster.services
-    if any(sign in words for sign in "*?["):
-        return [s for s in services if fnmatch.fnmatchcase(s.name, words)]
+    whole = [s for s in services if s.name == words]  # a service may be called tcp
+    if whole:
+        return whole
     name, protocol = _split(words)
     if protocol:
         services = [s for s in services if s.protocol == protocol]
+    if any(sign in name for sign in "*?["):
+        return [s for s in services if fnmatch.fnmatchcase(s.name, name)]
     for fits in (_same, _same_service, _has_address, _contains):
         found = [s for s in services if fits(s, name)]
         if found:
