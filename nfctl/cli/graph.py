@@ -81,7 +81,8 @@ def graph(
         msg = "--rules is a file, and --netns is about live tables"
         raise BadInput(msg, hint="leave one of them out")
     if rules is not None:
-        graphs, source = _of_file(rules, number, table)
+        graphs, source = _of_file(rules, number if ipv4 or ipv6 else 0, table)
+        number = next(one.family for one in graphs.values())
     else:
         graphs, source = _live(number, table, netns), None
     if table is not None:

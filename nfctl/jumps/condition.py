@@ -31,7 +31,7 @@ def without_comment(condition: str) -> str:
         return condition
     at = condition.find(_BEGINS)
     end = condition.find('"', at + len(_BEGINS))
-    if at < 0 or condition.find('"', 0, at) >= 0 or _BEGINS in condition[end:]:
+    if at < 0 or condition.find('"', 0, at) >= 0 or condition.count("-m comment") > 1:
         return _COMMENT.sub("", condition).strip(" ")
     if "\\" in condition:  # it may protect a quote
         return _COMMENT.sub("", condition).strip(" ")

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from nfctl.jumps import condition as conditions
 from nfctl.jumps.condition import beginning, without_chance, without_comment
 from nfctl.jumps.graph import reached
+from nfctl.jumps.layers import layers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from nfctl.jumps.graph import Chain, Graph, Pair, Rule
 
@@ -169,7 +170,7 @@ class _Folder:
     def groups(self, ways: dict[str, list[str]]) -> list[list[str]]:
         """Return the chains in groups, those they lead to first."""
         place = {name: number for number, name in enumerate(self.graph.chains)}
-        for layer, loops in _layers(ways):
+        for layer, loops in layers(ways):
             alike: dict[object, list[str]] = {}
             for name in sorted(layer, key=place.__getitem__):
                 key = name if loops or name in self.keep else self._shape(name)
@@ -208,54 +209,6 @@ class _Folder:
                     found = looks[text] = conditions.kinds(without_chance(text))
                 kinds.append((found, group(rule.target, rule.target), rule.goto))
         return kinds
-
-
-def _layers(ways: dict[str, list[str]]) -> Iterator[tuple[list[str], bool]]:
-    """Yield chains, those that they lead to before them; with whether they are in a loop."""
-    back: dict[str, list[str]] = {name: [] for name in ways}
-    for name, targets in ways.items():
-        for target in targets:
-            back[target].append(name)
-    waiting = {name: len(targets) for name, targets in ways.items()}
-    layer = [name for name, left in waiting.items() if not left]
-    while True:
-        while layer:
-            yield layer, False
-            layer = _next(layer, back, waiting)
-        rest = {name: waiting[name] for name in ways if waiting[name] > 0}
-        if not rest:
-            return
-        core = _core(rest, ways)
-        yield core, True
-        for name in core:
-            waiting[name] = 0
-        layer = _next(core, back, waiting)
-
-
-def _next(layer: list[str], ways: dict[str, list[str]], waiting: dict[str, int]) -> list[str]:
-    """Return those who waited for the last one of a layer."""
-    found = []
-    for name in layer:
-        for other in ways[name]:
-            waiting[other] -= 1
-            if not waiting[other]:
-                found.append(other)
-    return found
-
-
-def _core(rest: Collection[str], ways: dict[str, list[str]]) -> list[str]:
-    """Return the loops, and what is between them: what remains if one begins from above."""
-    waiting = dict.fromkeys(rest, 0)
-    inside = {name: [target for target in ways[name] if target in waiting] for name in rest}
-    for targets in inside.values():
-        for target in targets:
-            waiting[target] += 1
-    layer = [name for name, left in waiting.items() if not left]
-    gone: set[str] = set()
-    while layer:
-        gone.update(layer)
-        layer = _next(layer, inside, waiting)
-    return [name for name in rest if name not in gone]
 
 
 # --- names ----------------------------------------------------------------------------------------

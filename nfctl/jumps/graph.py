@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import BadInput, Where
+from nfctl.jumps.families import of_family
 from nfctl.ruleset.model import Ruleset
 from nfctl.ruleset.names import BUILTIN_CHAINS, VERDICTS
 from nfctl.ruleset.script import Append, Command, Script, Section, parse
@@ -193,18 +194,20 @@ def reached(ways: dict[str, list[str]], starts: Iterable[str]) -> set[str]:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(text: str, *, source: str, family: int = 4) -> dict[str, Graph]:
+def read(text: str, *, source: str, family: int = 0) -> dict[str, Graph]:
     """Return the tables of iptables-save text, as iptables-restore would leave them.
 
-    Raises BadInput with file, line and column.
+    ``family`` 0 is that of the text; of a text of both, the tables of one are read. Raises
+    BadInput with file, line and column.
     """
-    script = parse(text, source=source, family=family)
-    items = (item for section in script.sections for item in section.items)
+    script = parse(text, source=source, family=family or 4)
+    sections, family = of_family(script, text, family)
+    items = (item for section in sections for item in section.items)
     if any(type(item) is Command and item.verb != ":" for item in items):
-        found = Ruleset.of(script, family=family)
+        found = Ruleset.of(script._replace(sections=sections), family=family)
         return {table.name: of_table(table, family, counted="[" in text) for table in found}
     graphs: dict[str, Graph] = {}
-    for section in script.sections:
+    for section in sections:
         graphs[section.table] = _of_section(section, script, family, graphs.get(section.table))
     return graphs
 

@@ -57,6 +57,20 @@ def test_comments_are_no_part_of_what_is_looked_at(spec: Spec) -> None:
     assert label(condition).isprintable() or "\udc80" <= max(label(condition)) <= "\udcff"
 
 
+@pytest.mark.parametrize(
+    "comments",
+    [
+        '-m comment --comment "" -m comment --comment 0',
+        '-m comment --comment 0 -m comment --comment "a b"',
+        '-m comment --comment "a" -m comment --comment "b \\" c"',
+    ],
+)
+def test_several_comments(comments: str) -> None:
+    """A rule may have more than one comment, in quotes or not: all of them go."""
+    assert without_comment(comments) == ""
+    assert without_comment(f"-p tcp {comments} -m tcp --syn") == "-p tcp -m tcp --syn"
+
+
 def test_chance() -> None:
     """The probability of a rule, and its condition without dice."""
     condition = f'-s 10.0.0.1/32 -m comment --comment "{RANDOM}" {RANDOM} -p tcp'
