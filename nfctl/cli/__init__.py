@@ -136,5 +136,7 @@ def _run(app: Any) -> int:
     try:
         app(prog_name="nfctl")
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer makes an exit code of 1 of it
+            raise end.__context__ from None
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
