@@ -48,7 +48,10 @@ class Reader:
         if "prefix" in fields:
             prefix = _checked(fields["prefix"], check_prefix)
         mode, mark, mask = self._masquerade(fields.get("masquerade"))
-        nodes = fields["services"].list() if fields["services"].kind != Kind.NULL else []
+        if fields["services"].kind is Kind.NULL:  # a list that was cut off would delete all
+            msg = "there is nothing behind services:"
+            raise fields["services"].error(msg, hint="a list without services is: services: []")
+        nodes = fields["services"].list()
         made = ServiceList(
             tuple(map(self._service, nodes)),
             prefix,

@@ -156,6 +156,7 @@ MISTAKES = [
     ("masquerade: {mark: 3, mask: 1}\nservices: []\n", "1:20", "not in the mask"),
     ("masquerade: {mark: 0}\nservices: []\n", "1:20", "out of range"),
     ("masquerade: maybe\nservices: []\n", "1:13", "not possible"),
+    ("version: 1\nservices:\n", "2:10", "nothing behind"),
     (one(""), "2:3", "no address"),
     (one("node-port: 70000"), "2:36", "out of range"),
     (one("nodeport: 7"), "2:25", "no key"),
