@@ -153,7 +153,7 @@ class _Service:
         self._shared: Chains = {}
         everyone = [e for e in service.endpoints if e.family == family and e.serves]
         local = [endpoint for endpoint in everyone if endpoint.local]
-        self._port = f"-p {protocol} {{}}-m {protocol} --dport {{}} "
+        self._port = f"-p {protocol} {{}}{{}}-m {protocol} --dport {{}} "
         self._cluster_ips = [ip for ip in service.cluster_ips if family_of(ip) == family]
         self._external_ips = [ip for ip in service.external_ips if family_of(ip) == family]
         served = family in service.families() and compiler.node_places()
@@ -175,8 +175,8 @@ class _Service:
         self._without(everyone, internal, external)
         self.fragment = Fragment(self._own, self._shared)
 
-    def _match(self, port: int, why: str) -> str:
-        return self._port.format(comment(why), port)
+    def _match(self, port: int, why: str, conditions: str = "") -> str:
+        return self._port.format(comment(why), conditions, port)
 
     def _share(self, table: str, chain: str, rule: str) -> None:
         self._shared.setdefault((table, self._fixed(chain)), []).append(rule)
@@ -255,7 +255,11 @@ class _Service:
         """Have only some sources come in; the others are dropped, as they were not translated."""
         compiler, service, chain = self._compiler, self._service, self._chain
         why = comment(f"{service.name} external IP")
-        self._own["nat", chain["FW"]] = [f"-s {net} {why}-j {chain['EXT']}" for net in self._ranges]
+        allowed = [f"-s {net} {why}-j {chain['EXT']}" for net in self._ranges]
+        firewall = self._fixed(chain_names.FIREWALL)
+        # a rule without a target, for whoever reads the chain
+        other = f"other traffic to {service.name} will be dropped by {firewall}"
+        self._own["nat", chain["FW"]] = [*allowed, comment(other).rstrip()]
         why = f"{service.name} traffic not accepted by {chain['FW']}"
         for ip in self._external_ips:
             rule = f"-d {compiler._net(ip)} {self._match(service.port, why)}-j DROP"
@@ -265,8 +269,8 @@ class _Service:
     def _at_node_port(self, chain: str, why: str, target: str) -> None:
         """Stop what is for the node port; elsewhere, as on loopback, others may listen on it."""
         for where in self._compiler.node_places() if self._node_port else ():
-            match = self._match(self._node_port, why)
-            self._share("filter", chain, f"{where}{match}{_TO_LOCAL}{target}")
+            match = self._match(self._node_port, why, _TO_LOCAL)
+            self._share("filter", chain, f"{where}{match}{target}")
 
     def _balanced(self, endpoints: Sequence[Endpoint]) -> list[str]:
         """Return the rules that choose an endpoint: the one of before, or one by chance."""
