@@ -63,6 +63,7 @@ def _policies(service: Service) -> str:
 
 def _columns(titles: Sequence[str], rows: Iterable[Sequence[str]], width: int = 0) -> str:
     rows = list(rows)
+    titles = [name.upper() for name in titles]
     used = [i for i, name in enumerate(titles) if name or any(row[i] for row in rows)]
     widths = {i: max(len(titles[i]), *(len(row[i]) for row in rows)) for i in used}
     lines = []

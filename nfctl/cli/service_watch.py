@@ -161,7 +161,7 @@ def _alone(state: State, prefix: str) -> Iterator[None]:
 class ServiceTeller(Teller):
     """Tells what becomes of services."""
 
-    unexciting = frozenset({"start", "reloaded", "taken", "applied", "gone", "end"})
+    unexciting = frozenset({"start", "reloaded", "taken", "applied", "stale", "gone", "end"})
 
     def text(self, event: Event) -> list[str]:
         """Return an event for people."""
@@ -204,6 +204,8 @@ def _text(kind: str, facts: dict[str, Any]) -> str:
             ended = f", {several(facts['ended'], 'flow')} ended" if facts["ended"] else ""
             rules = f"{several(added, 'rule')} added, {deleted} deleted"
             return f"applied ({', '.join(facts['why'])}): {entry}{rules}{ended}"
+        case "stale":
+            return f"{several(facts['ended'], 'UDP flow')} ended, left by who was there before"
         case "apply-failed":
             return f"not applied, next in {facts['retry']:.0f} s: {facts['error']}"
         case "end":

@@ -7,14 +7,18 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nfctl.cli.service_watch import ServiceTeller, watch
 from nfctl.control.journal.records import Damaged
+from nfctl.control.journal.state import State
+from nfctl.control.serving import changing
+from nfctl.control.serving.gone import Ended
 from nfctl.control.serving.intent import Intent
-from nfctl.control.serving.keeping import Applied, ListFile, Read
+from nfctl.control.serving.keeping import Applied, Host, ListFile, Read
 from nfctl.control.serving.watch import Options, ServiceWatch
 from nfctl.control.watching import waiting
 from nfctl.control.watching.drift import Drift, Place
@@ -29,9 +33,9 @@ from nfctl.services.model import Endpoint, Service, ServiceList
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
-    from nfctl.control.serving.watch import Make
+    from nfctl.control.apply import Options as ApplyOptions
+    from nfctl.control.serving.kept import Make
 
 Step = Callable[[], "Woken | None"]
 
@@ -77,6 +81,8 @@ class World:
         self.keeps: set[tuple[str, int]] = set()
         self.under_lock: list[Callable[[], None]] = []
         self.after_apply: Callable[[], None] = lambda: None
+        self.stale = Ended()  # what was ended of it
+        self.ended_stale: list[float] = []  # when
         self.cost = 0.0  # seconds that an apply takes
         self._changes: list[Change] = []
         self._script: list[tuple[float, Step]] = []
@@ -185,6 +191,11 @@ class World:
         self.after_apply()
         return Applied(changed, difference.compare(before, made), entry, (1, 2), 3, ["a note"])
 
+    def end_stale(self, held: ServiceList) -> Ended:
+        assert held == self.record, "what is stale is told by what holds"
+        self.ended_stale.append(round(self.now - 1000.0, 3))
+        return self.stale
+
     def drifts(self, held: ServiceList) -> dict[Place, Drift]:
         assert held == self.record, "the kernel is compared with what is recorded"
         return dict(self.wrong)
@@ -242,6 +253,28 @@ def test_what_the_kernel_has_already() -> None:
     world.record = listed(web(ONE))
     assert world.run(10) == ["note"]
     assert world.facts("end")[0]["applied"] == 0
+
+
+def test_stale_flows_at_the_start() -> None:
+    """UDP flows that nobody ended are ended once, also where the chains are as they should be."""
+    world = World(web(ONE))
+    world.record = listed(web(ONE))
+    world.stale = Ended(3)
+    world.writes(5.5, listed(web(TWO)))
+    assert world.run(10) == ["note", "stale", "reloaded", "applied"]
+    assert world.facts("stale") == [{"ended": 3}]
+    assert world.ended_stale == [0]
+    assert "3 UDP flows ended, left by who was there before\n" in world.text()
+
+
+def test_stale_flows_after_the_first_apply() -> None:
+    """Where the first apply has to wait they do, too; what cannot be ended is told."""
+    world = World(web(ONE))
+    world.errors = [Locked("held")] * 2
+    world.stale = Ended(problem="this kernel does not list connections")
+    assert world.run(10) == ["apply-failed", "apply-failed", "applied", "note", "note"]
+    assert world.ended_stale == [3]
+    assert world.facts("note")[-1] == {"text": "this kernel does not list connections"}
 
 
 def test_a_new_file_is_taken_when_two_looks_agree() -> None:
@@ -662,6 +695,16 @@ def test_a_drain_goes_on() -> None:
     assert A in world.keeps
 
 
+def test_how_to_end_a_drain_of_another_prefix() -> None:
+    """The command that ends a drain says the prefix, where it is not the usual one."""
+    file = ServiceList((web(ONE, TWO),), prefix="MINE-")
+    draining = file._replace(services=(web(ONE._replace(draining=True), TWO),))
+    assert Intent(file, draining, checked=False).reminders() == [
+        "10.0.0.1:80 of web (tcp) goes on draining: "
+        "nfctl service drain web 10.0.0.1:80 --undo --prefix MINE- ends that"
+    ]
+
+
 def test_a_drain_outlives_a_restart() -> None:
     """An endpoint that drained before the start drains after it."""
     draining = ONE._replace(draining=True)
@@ -835,6 +878,41 @@ def test_the_stamp_of_a_file(tmp_path: Path) -> None:
         stamps.append(source.stamp())
     assert len(set(stamps)) == 3
     assert source.stamp() == stamps[-1]
+
+
+def test_a_file_that_cannot_be_read_again(tmp_path: Path) -> None:
+    """A FIFO is refused, which nobody may ever write to: whoever opens it waits."""
+    fifo = tmp_path / "services.yaml"
+    os.mkfifo(fifo)
+    with pytest.raises(BadInput, match="not a file that can be read again"):
+        ListFile(str(fifo)).read()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "error", "says", "hint"),
+    [
+        ("NFCTL-", Locked("it is held", hint="-w SECONDS waits longer"), "it is held", ""),
+        ("MINE-", AnswerNo("it would cut you off", hint="--force"), "it would cut you off",
+         "nothing was changed; nfctl service apply 'my services' --force --prefix MINE- does it "
+         "all the same"),
+    ],
+)  # fmt: skip
+def test_what_a_watch_says_of_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, error: NfctlError, says: str, hint: str
+) -> None:
+    """It has no --force, and tries again by itself; for a lock it waits 10 seconds at most."""
+    waits: list[float] = []
+
+    def keep(*_: Any, options: ApplyOptions, **_more: Any) -> None:
+        waits.append(options.wait)
+        raise error
+
+    monkeypatch.setattr(changing, "keep", keep)
+    host = Host(prefix, State(Path("/nowhere")), wait=3600)
+    with pytest.raises(type(error)) as raised:
+        host.apply(lambda _: listed(), [("my services", "")], repair=False)
+    assert (raised.value.message, raised.value.hint) == (says, hint)
+    assert waits == [10.0]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nfctl.control.watching.drift import Fights
 from nfctl.control.watching.suspects import Suspects
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nfctl.control.watching.drift import Drift, Place
     from nfctl.kernel.notices import Notice
 
+_SETTLE: Final = 1.0  # seconds after a notice: what follows is one edit
+_SHARE: Final = 4  # times as long as a compare takes, until the next for a notice
+
 
 class Judged(NamedTuple):
     """Events to tell, each with its facts; and when to repair what drifts, None if nothing does."""
@@ -22,15 +25,32 @@ class Judged(NamedTuple):
 
 
 class Drifting:
-    """What drifted at the last compare. Times are in seconds, of a clock that does not jump."""
+    """What drifted at the last compare, and when (``compare_at``) the next one is due.
 
-    def __init__(self) -> None:
+    It is every ``interval`` seconds, and soon after a notice. Times are in seconds, of a clock
+    that does not jump.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
         self._drifts: dict[Place, Drift] = {}
         self._fights, self._suspects = Fights(), Suspects()
+        self.compare_at = 0.0
+        self._not_before = 0.0  # for what a compare costs
 
-    def noticed(self, notices: Sequence[Notice]) -> None:
+    def noticed(self, notices: Sequence[Notice], now: float) -> None:
         """Reckon with who had their hands on the tables."""
         self._suspects.add(notices)
+        self.compare_at = min(self.compare_at, max(now + _SETTLE, self._not_before))
+
+    def compared(self, began: float, now: float) -> None:
+        """Reckon with a compare, which took that time."""
+        self.compare_at = now + self._interval
+        self._not_before = now + _SHARE * (now - began)
+
+    def failed(self, now: float, soon: float) -> None:
+        """Compare again after so many seconds at most, as it was not possible."""
+        self.compare_at = now + min(self._interval, soon)
 
     def judge(self, found: dict[Place, Drift], now: float, settle: float) -> Judged:
         """Compare with the last time; a repair waits ``settle`` seconds at least."""
@@ -54,6 +74,7 @@ class Drifting:
 
     def repaired(self, now: float) -> None:
         """Reckon with an apply: it repaired all there was."""
+        self.compare_at = now + self._interval
         for place in self._drifts:
             self._fights.repaired(place, now)
         self._drifts = {}

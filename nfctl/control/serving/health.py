@@ -36,6 +36,8 @@ LONGEST: Final = 300.0
 #: One that stayed healthy for so long (or twice as long as it was kept out) does not flap.
 QUIET: Final = 60.0
 
+_FEW: Final = 5  # services that are named
+
 
 @dataclass(slots=True)
 class _Flap:
@@ -70,7 +72,7 @@ class Health:
         self.spare: dict[Place, float] = {}
 
     def keep(self, listed: ServiceList) -> list[str]:
-        """Check the endpoints of a list and no others; return services that are not checked.
+        """Check the endpoints of a list and no others; say which services are not checked.
 
         A port of UDP or SCTP cannot be checked by TCP, unless the list has it as one of TCP, too,
         or the check names a port.
@@ -99,7 +101,12 @@ class Health:
         self.bad &= names.keys()
         self.spare = {one: until for one, until in self.spare.items() if one in names}
         self._flaps = {one: flap for one, flap in self._flaps.items() if one in names}
-        return list(unchecked)
+        if not unchecked:
+            return []
+        which = ", ".join(list(unchecked)[:_FEW])
+        more = f" and {len(unchecked) - _FEW} more" if len(unchecked) > _FEW else ""
+        why = "they are not of TCP, and the check names no port"
+        return [f"not checked are {which}{more}: {why}"]
 
     def timeout(self, now: float) -> float:
         """Return after how many seconds ``step`` is due at the latest."""

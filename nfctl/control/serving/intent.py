@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nfctl.services.names import PREFIX
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterator
 
@@ -39,11 +41,18 @@ class Intent:
         self._put_out |= left
         return {place for _, place in left}
 
-    def drained(self) -> list[tuple[str, str, str]]:
-        """Return the endpoints that drain, though not by the file: service, protocol, endpoint."""
+    def reminders(self) -> list[str]:
+        """Say which endpoints drain, though not by the file, and how to end that."""
         if not self._drained:
             return []
-        return [(*key[0], str(one)) for key, one in _endpoints(self.listed) if key in self._drained]
+        prefix = self.file.prefix
+        more = f" --prefix {prefix}" if prefix != PREFIX else ""
+        return [
+            f"{one} of {key[0][0]} ({key[0][1]}) goes on draining: "
+            f"nfctl service drain {key[0][0]} {one} --undo{more} ends that"
+            for key, one in _endpoints(self.listed)
+            if key in self._drained
+        ]
 
     def take(self, file: ServiceList) -> None:
         """Have a file hold from now on; what ``nfctl service drain`` drains goes on draining."""
