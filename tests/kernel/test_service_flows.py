@@ -106,6 +106,16 @@ def test_udp_goes_elsewhere_at_once(net: Serving, family: int) -> None:
 
 
 @FAMILIES
+def test_an_apply_ends_what_was_left(net: Serving, family: int) -> None:
+    """UDP flows to an endpoint that no list is known to have had are ended by an apply, too."""
+    net.apply(family, ONE[family])
+    assert net.ask(DNS[family], 53, 40001) == "one"
+    net.environment["NFCTL_STATE_DIR"] += "-other"
+    assert net.apply(family, TWO[family])["flows"]["udp"] == 1
+    assert net.ask(DNS[family], 53, 40001) == "two"
+
+
+@FAMILIES
 def test_tcp_goes_on_unless_it_is_ended(net: Serving, family: int) -> None:
     """A connection to an endpoint that is gone is told and goes on; --end-tcp ends it."""
     net.apply(family, ONE[family])

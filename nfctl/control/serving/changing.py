@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nfctl.control import apply as applying
 from nfctl.control.journal.records import Damaged
 from nfctl.control.known import NotQuick
-from nfctl.control.serving import desired, gone, safety
+from nfctl.control.serving import desired, gone, safety, stale
 from nfctl.control.serving.quick import QuickServices
 from nfctl.control.snapshot import Parts
 from nfctl.errors import AnswerNo, BadInput, NfctlError
@@ -80,7 +80,9 @@ def apply(
     SCTP flows ended to endpoints that are gone. Raises as :func:`nfctl.control.apply.apply`;
     BadInput where the chains are somebody else's, AnswerNo where the operator would be cut off.
     """
-    return _apply(lambda _: settings, settings.prefix, state, options, files, adopt, end_tcp)
+    done = _apply(lambda _: settings, settings.prefix, state, options, files, adopt, end_tcp)
+    # what an apply left that was killed behind its commit
+    return done._replace(ended=stale.end_stale(done.services, done.ended))
 
 
 def keep(
