@@ -39,8 +39,8 @@ _COMMANDS = {
 _EPILOG = "IPv4 unless -6 is given. nfctl COMMAND --help has an example for every command."
 
 
-def application(names: list[str]) -> Any:
-    """Return the typer application with these commands."""
+def application(names: list[str], *, brief: bool = False) -> Any:
+    """Return the typer application with these commands; ``brief``, without what these take."""
     import typer
     from typer.core import TyperGroup
 
@@ -74,6 +74,8 @@ def application(names: list[str]) -> Any:
     for name in names:
         module, attribute, panel = _COMMANDS[name]
         member = getattr(importlib.import_module(f"nfctl.cli.{module}"), attribute)
+        if brief:
+            member = _brief(member)
         if isinstance(member, typer.Typer):
             for command in member.registered_commands:
                 command.help = _paragraphs(command.callback)
@@ -84,6 +86,19 @@ def application(names: list[str]) -> Any:
                 name, help=_paragraphs(member), rich_help_panel=panel, context_settings=settings
             )(member)
     return app
+
+
+def _brief(member: Any) -> Any:
+    """Return what has the same line in ``nfctl --help``: options are slow to make."""
+    import typer
+
+    if isinstance(member, typer.Typer):
+        return typer.Typer(help=member.info.help)
+
+    def command() -> None: ...
+
+    command.__doc__ = member.__doc__
+    return command
 
 
 def _paragraphs(function: Any) -> str:
@@ -126,7 +141,8 @@ def main() -> None:
 
         action = plain(sys.argv[1:])
     names = [first] if first in _COMMANDS and not completing else list(_COMMANDS)
-    code = run(action or (lambda: _run(application(names))))
+    brief = not completing and sys.argv[1:] in ([], ["--help"], ["-h"])
+    code = run(action or (lambda: _run(application(names, brief=brief))))
     sys.stderr.flush()
     # Nothing is left to be done at exit, and taking 50,000 rules apart object by object is slow.
     os._exit(code)

@@ -196,6 +196,15 @@ def test_help_is_quick() -> None:
         assert f"'{name}" not in loaded
 
 
+def test_the_quick_help_is_the_whole_one() -> None:
+    """Help that is made without the commands' options is what typer says with them."""
+    quick, whole = (
+        subprocess.run([*MODULE, *words], capture_output=True, text=True, check=True, timeout=60)
+        for words in (["--help"], ["--help", "--help"])
+    )
+    assert quick.stdout == whole.stdout
+
+
 @pytest.mark.parametrize("words", ["--help", "rule list --help", "--version", "policy schema"])
 def test_a_reader_that_has_gone(words: str) -> None:
     """Output that nobody reads any more ends the program quietly, as SIGPIPE would: 128 + 13."""
