@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nfctl.cli.answer import change_text, print_json, write
-from nfctl.cli.answer import heard as heard  # noqa: PLC0414 - service*.py import it from here
+from nfctl.cli.answer import change_text, heard, print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Resolve, Wait
 from nfctl.cli.reading import wanted_of
 from nfctl.errors import BadInput, Locked, NfctlError, RolledBack

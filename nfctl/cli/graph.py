@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nfctl.cli import complete
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import colours, print_json, width, write
 from nfctl.cli.common import Ipv4, Ipv6, Json, Netns, family
 from nfctl.errors import AnswerNo, BadInput
 from nfctl.text import visible
@@ -99,17 +96,10 @@ def graph(
     elif dot or svg is not None:
         _graphviz(views, svg)
     else:
+        from nfctl.cli.paint import speaks_utf8
         from nfctl.jumps.tree import tree
 
-        terminal = sys.stdout.isatty()
-        write(
-            tree(
-                views,
-                width=shutil.get_terminal_size((80, 24)).columns if terminal else 0,
-                colour=terminal and not os.environ.get("NO_COLOR"),
-                unicode="utf" in (sys.stdout.encoding or "").lower(),
-            )
-        )
+        write(tree(views, width=width(), colour=colours(), unicode=speaks_utf8()))
 
 
 def _graphviz(views: list[View], file: str | None) -> None:

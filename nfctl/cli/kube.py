@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import colours, print_json, width, write
 from nfctl.cli.common import Json, Netns  # noqa: TC001 - typer reads annotations
 
 if TYPE_CHECKING:
@@ -84,14 +81,13 @@ def show(
     if as_json:
         print_json(document.document(clusters, services, problems))
     else:
-        width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
         parts = [] if service else [showing.summary(clusters)]
         if tree or service:
             parts.append(showing.tree(services, _paint(), ascii_only=not speaks_utf8()))
         elif services:
-            parts.append(showing.table(clusters, services, width, _paint()))
+            parts.append(showing.table(clusters, services, width(), _paint()))
         if problems:
-            parts.append(showing.problems(problems, width, _paint()))
+            parts.append(showing.problems(problems, width(), _paint()))
         write("".join(parts))
     if problems:
         raise typer.Exit(1)
@@ -234,5 +230,4 @@ def _plain(text: str, code: str) -> str:  # noqa: ARG001 - called as the other
 
 
 def _paint() -> Paint:
-    on = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return _coloured if on else _plain
+    return _coloured if colours() else _plain

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nfctl.cli.answer import print_json
+from nfctl.cli.answer import colours, print_json
 from nfctl.cli.lab_find import meant, the_host
 from nfctl.errors import BadInput
 from nfctl.lab.traffic import Verdict
@@ -166,7 +164,7 @@ def _with_address(name: str, address: str) -> str:
 
 
 def _verdict(verdict: Verdict) -> str:
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+    if colours():
         return f"\033[1;{_COLOURS[verdict]}m{verdict.value}\033[0m"
     return verdict.value
 

@@ -6,12 +6,11 @@ and not by rich. Colour only on a terminal, and not where NO_COLOR is set.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import textwrap
 from typing import Any
 
+from nfctl.cli.answer import colours, width
 from nfctl.text import human, visible
 
 _COLOURS = {
@@ -27,9 +26,9 @@ _MINIMUM_REST = 24
 
 class _Paint:
     def __init__(self) -> None:
-        self.on = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.on = colours()
         # a pipe gets whole lines: whoever reads them can cut them
-        self.width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
+        self.width = width()
 
     def __call__(self, text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if self.on and text.strip() else text

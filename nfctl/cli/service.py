@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nfctl.cli import service_edit, service_watch
-from nfctl.cli.answer import print_json, write
+from nfctl.cli.answer import heard, print_json, write
 from nfctl.cli.common import WAIT, Json, Netns, Wait
 from nfctl.cli.service_common import (  # noqa: TC001 - typer reads annotations
     Adopt,
@@ -99,7 +99,7 @@ def apply(
     [bold]Example:[/bold] echo '{services: [{name: web, port: 80, cluster-ips: 10.96.0.10,
     endpoints: ["10.0.0.5:8080", "10.0.0.6:8080"]}]}' | nfctl service apply -
     """
-    from nfctl.cli.apply import heard, moment, seconds_of, wait_for_word
+    from nfctl.cli.apply import moment, seconds_of, wait_for_word
     from nfctl.cli.service_common import document, say
     from nfctl.control.apply import Options
     from nfctl.control.journal.state import State

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nfctl.cli import complete
-from nfctl.cli.answer import write
+from nfctl.cli.answer import change_text, colours, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,11 +47,6 @@ Quiet = Annotated[
 ]
 
 _COLOURS = {"+": "32", "-": "31", "*": "36", "#": "33"}
-
-
-def colours() -> bool:
-    """Whether to print in colours."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def say(
@@ -101,11 +94,7 @@ def change_lines(difference: Difference, change: Change, *, rules: bool) -> list
             return found
         why = "" if difference else ": the list is the same, the kernel's chains were not"
         return [*found, f"{_summary(change)}{why}"]
-    from nfctl.control import show
-
-    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
-    text = show.text(change, colour=colours(), width=width)
-    return [*found, *([""] if found else []), *text.rstrip("\n").split("\n")]
+    return [*found, *([""] if found else []), *change_text(change).rstrip("\n").split("\n")]
 
 
 def _summary(change: Change) -> str:

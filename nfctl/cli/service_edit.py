@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nfctl.cli import complete
-from nfctl.cli.answer import print_json
+from nfctl.cli.answer import heard, print_json
 from nfctl.cli.common import WAIT, Json, Netns, Wait
 from nfctl.cli.service_common import (  # noqa: TC001 - typer reads annotations
     EndTcp,
@@ -135,7 +135,6 @@ def _change(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from nfctl.cli.apply import heard
     from nfctl.cli.service_common import document, say
     from nfctl.control.apply import Options
     from nfctl.control.journal.state import State
@@ -194,7 +193,6 @@ def drain(
 
     [bold]Example:[/bold] nfctl service drain web 10.0.0.5:80 --timeout 300
     """
-    from nfctl.cli.apply import heard
     from nfctl.control.apply import Options
     from nfctl.control.journal.state import State
     from nfctl.control.serving import changing, draining

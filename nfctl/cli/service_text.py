@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from nfctl.cli.service_common import colours
+from nfctl.cli.answer import colours, width
 from nfctl.services.difference import addresses, unserved
 from nfctl.services.observed.shares import percent
 from nfctl.text import several
@@ -37,8 +35,7 @@ def table(settings: ServiceList) -> str:
         )
         for service in settings.services
     ]
-    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
-    return _columns(_TITLES, rows, width)
+    return _columns(_TITLES, rows, width())
 
 
 def seconds(number: int) -> str:
@@ -61,7 +58,7 @@ def _policies(service: Service) -> str:
     return ", ".join(found)
 
 
-def _columns(titles: Sequence[str], rows: Iterable[Sequence[str]], width: int = 0) -> str:
+def _columns(titles: Sequence[str], rows: Iterable[Sequence[str]], longest: int = 0) -> str:
     rows = list(rows)
     titles = [name.upper() for name in titles]
     used = [i for i, name in enumerate(titles) if name or any(row[i] for row in rows)]
@@ -69,8 +66,8 @@ def _columns(titles: Sequence[str], rows: Iterable[Sequence[str]], width: int = 
     lines = []
     for number, row in enumerate([titles, *rows]):
         line = "  ".join(row[i].ljust(widths[i]) for i in used).rstrip()
-        if width and len(line) > width:
-            line = line[: width - 3] + "..."
+        if longest and len(line) > longest:
+            line = line[: longest - 3] + "..."
         lines.append(f"\033[2m{line}\033[0m" if not number and colours() else line)
     return "\n".join(lines) + "\n"
 
