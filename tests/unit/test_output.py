@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfctl.cli import output
+from nfctl.cli import answer, output
 from nfctl.cli.output import show_chains, show_table
 from nfctl.text import human, visible
 
@@ -32,7 +32,8 @@ class Stream(io.StringIO):
 
 def print_to(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> None:
     # pytest exchanges sys.stdout itself between a fixture and its test
-    monkeypatch.setattr(output, "sys", SimpleNamespace(stdout=stream))
+    for module in (answer, output):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(stdout=stream))
 
 
 @pytest.fixture
