@@ -16,8 +16,9 @@ BUILD_PACKAGES=(gcc libc6-dev python3-dev python3-venv)
 # What only the tests need. NetfilterQueue, with which inspection is compared, is a C source:
 # libnetfilter-queue-dev brings the library itself and the headers of libnfnetlink.
 TEST_PACKAGES=(conntrack libnetfilter-queue-dev nftables openssl tmux)
-# And what they need on the host only: tshark reads the captures that nfctl writes.
-HOST_TEST_PACKAGES=(tshark)
+# And what they need on the host only: tshark reads the captures that nfctl writes, graphviz its
+# drawings.
+HOST_TEST_PACKAGES=(graphviz tshark)
 
 # The modules whose import proves that the C extensions were built and find their libraries.
 NEEDED_MODULES="cryptography, iptc, nfctl, pyroute2, scapy, typer"
@@ -395,8 +396,7 @@ test)
     run_tests
     ;;
 vminstall | vmtest)
-    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" \
-        "${TEST_PACKAGES[@]}" "${HOST_TEST_PACKAGES[@]}"
+    install_packages "${RUN_PACKAGES[@]}" "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
     install_nfctl test
     if [ "$1" = vmtest ]; then
         run_vm_tests "${@:2}"
