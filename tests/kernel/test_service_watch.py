@@ -408,25 +408,28 @@ def test_a_broken_file(net: Net, endpoints: Endpoints, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "missing"),
-    [
-        (["iptables-legacy", "-t", "nat", "-F"], True),
-        (["iptables-legacy", "-t", "nat", "-D", "PREROUTING", "1"], True),
-        (["iptables-legacy", "-t", "nat", "-I", "NFCTL-SERVICES", "-j", "RETURN"], False),
-    ],
+    ("line", "missing"),
+    [("-F", True), ("-D PREROUTING 1", True), ("-I NFCTL-SERVICES -j RETURN", False)],
     ids=["flush", "jump", "insert"],
 )
 def test_what_others_change_is_put_back(
-    net: Net, endpoints: Endpoints, file: Path, argv: list[str], missing: bool
+    net: Net, endpoints: Endpoints, file: Path, line: str, missing: bool
 ) -> None:
     """Whoever flushes the table, or edits it, is named, and what there was is put back."""
     endpoints.start(4, 0)
     put(file, web(4, 0))
     with watching(net, file) as watch:
         before = rules(net)
-        net.node.call(argv)
-        drift = watch.until("drift")
-        assert drift["who"][0]["comm"] == "iptables-legacy"
+        argv = ["iptables-legacy-restore", "--noflush"]
+        with net.node.popen(argv, stdin=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            process.stdin.write(f"*nat\n{line}\nCOMMIT\n")
+            process.stdin.flush()  # it is named as long as it is there
+            drift = watch.until("drift")
+        assert process.returncode == 0
+        assert [(who["pid"], who["comm"]) for who in drift["who"]] == [
+            (process.pid, "iptables-legacy")  # 15 characters
+        ]
         assert any(place["missing" if missing else "extra"] for place in drift["places"])
         assert watch.expect("applied")["why"] == ["drift"]
         assert rules(net) == before
