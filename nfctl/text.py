@@ -46,6 +46,11 @@ def escaped(char: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
+def at(address: str, port: int) -> str:
+    """Return ``address:port``, an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def several(number: int, noun: str, plural: str = "") -> str:
     """Return a number and its noun: "1 rule", "2 rules"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nfctl.errors import BadInput, NfctlError
+from nfctl.text import at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -239,9 +240,7 @@ def _address(text: str) -> tuple[str, str]:
 
 
 def _shown(address: str, port: int) -> str:
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return at(address, port) if port else address
 
 
 def _inherited() -> str:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from nfctl.ruleset.words import join
 from nfctl.services import names as chain_names
 from nfctl.services.model import ALWAYS, NEVER, OFF_CLUSTER, family_of
-from nfctl.services.names import Names, at
+from nfctl.services.names import Names
+from nfctl.text import at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nfctl.services.model import LOCAL
-from nfctl.services.names import at
-from nfctl.text import several
+from nfctl.text import at, several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

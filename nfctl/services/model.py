@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from nfctl.services.names import PREFIX, at
+from nfctl.services.names import PREFIX
+from nfctl.text import at
 
 VERSION: Final = 1
 PROTOCOLS: Final = ("tcp", "udp", "sctp")

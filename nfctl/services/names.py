@@ -54,11 +54,6 @@ def digest(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest())[:16].decode()
 
 
-def at(address: str, port: int) -> str:
-    """Return ``address:port``, an IPv6 address in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 class Names:
     """The names of chains with one prefix."""
 
@@ -74,7 +69,7 @@ class Names:
         return f"{self.prefix}{kind}-{digest(name + protocol)}"
 
     def endpoint(self, name: str, protocol: str, endpoint: str) -> str:
-        """Return the name of an endpoint's chain; ``endpoint`` as :func:`at` writes it."""
+        """Return the name of an endpoint's chain; ``endpoint`` as ``nfctl.text.at`` writes it."""
         return f"{self.prefix}SEP-{digest(name + protocol + endpoint)}"
 
     def is_own(self, chain: str) -> bool:

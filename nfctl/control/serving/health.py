@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from nfctl.services.names import at
+from nfctl.text import at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
