@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nfctl.errors import BadInput, Where
 from nfctl.jumps.families import of_family
+from nfctl.jumps.layers import turned
 from nfctl.ruleset.model import Ruleset
 from nfctl.ruleset.names import BUILTIN_CHAINS, VERDICTS
 from nfctl.ruleset.script import Append, Command, Script, Section, parse
@@ -157,11 +158,7 @@ class Graph:
             chains = {name: self.chains[name] for name in self.chains if name in kept}
             roots = [start] if start else self.roots
             return Graph(self.table, self.family, chains, roots, start or "")
-        back: dict[str, list[str]] = {name: [] for name in ways}
-        for name, targets in ways.items():
-            for target in targets:
-                back[target].append(name)
-        kept &= reached(back, [to])
+        kept &= reached(turned(ways), [to])
         chains = {}
         for name, chain in self.chains.items():
             if name in kept:

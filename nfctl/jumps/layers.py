@@ -8,12 +8,18 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 
-def layers(ways: dict[str, list[str]]) -> Iterator[tuple[list[str], bool]]:
-    """Yield chains, those that they lead to before them; with whether they are in a loop."""
+def turned(ways: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the chains that lead to each chain, by those that each leads to."""
     back: dict[str, list[str]] = {name: [] for name in ways}
     for name, targets in ways.items():
         for target in targets:
             back[target].append(name)
+    return back
+
+
+def layers(ways: dict[str, list[str]]) -> Iterator[tuple[list[str], bool]]:
+    """Yield chains, those that they lead to before them; with whether they are in a loop."""
+    back = turned(ways)
     waiting = {name: len(targets) for name, targets in ways.items()}
     layer = [name for name, left in waiting.items() if not left]
     while True:
