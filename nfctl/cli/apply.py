@@ -166,14 +166,11 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     from nfctl.control import show
 
     entry, flushed = outcome.entry, outcome.flushed
-    confirm = None
-    if outcome.status == "unconfirmed" and outcome.deadline is not None and entry is not None:
-        confirm = {"seconds": entry.confirm, "deadline": moment(outcome.deadline)}
     return {
         "status": outcome.status,
         "policy": outcome.change.policy,
         "entry": entry.number if entry else None,
-        "confirm": confirm,
+        "confirm": confirmation(outcome),
         "change": show.document(outcome.change),
         "guard": [asdict(answer) for answer in outcome.guarded],
         "flushed": flushed
@@ -185,7 +182,15 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def moment(deadline: float) -> str:
+def confirmation(outcome: Outcome) -> dict[str, Any] | None:
+    """Return until when it is to be confirmed; None where it is not."""
+    entry, deadline = outcome.entry, outcome.deadline
+    if outcome.status != "unconfirmed" or deadline is None or entry is None:
+        return None
+    return {"seconds": entry.confirm, "deadline": _moment(deadline)}
+
+
+def _moment(deadline: float) -> str:
     """Return a moment of CLOCK_BOOTTIME in ISO 8601, UTC."""
     from nfctl.kernel.process import since_boot
 

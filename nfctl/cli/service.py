@@ -37,7 +37,7 @@ above.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,7 +54,6 @@ from nfctl.cli.service_common import (  # noqa: TC001 - typer reads annotations
 )
 
 if TYPE_CHECKING:
-    from nfctl.control.serving.changing import Done
     from nfctl.services.model import ServiceList
 
 app = typer.Typer(
@@ -99,7 +98,7 @@ def apply(
     [bold]Example:[/bold] echo '{services: [{name: web, port: 80, cluster-ips: 10.96.0.10,
     endpoints: ["10.0.0.5:8080", "10.0.0.6:8080"]}]}' | nfctl service apply -
     """
-    from nfctl.cli.apply import moment, seconds_of, wait_for_word
+    from nfctl.cli.apply import confirmation, seconds_of, wait_for_word
     from nfctl.cli.service_common import document, say
     from nfctl.control.apply import Options
     from nfctl.control.journal.state import State
@@ -115,7 +114,7 @@ def apply(
         )
         with heard(done.status):
             if as_json:
-                print_json({**document(done, rules=rules), "confirm": _confirm(done, moment)})
+                print_json({**document(done, rules=rules), "confirm": confirmation(done.outcome)})
                 return
             say([done], rules=rules, quiet=quiet, whole=True)
         if done.status == "unconfirmed":
@@ -128,13 +127,6 @@ def _read(file: str, prefix: str | None) -> tuple[ServiceList, list[tuple[str, s
 
     settings, files = reading.load(file)
     return settings._replace(prefix=full_prefix(prefix)) if prefix else settings, files
-
-
-def _confirm(done: Done, moment: Any) -> dict[str, Any] | None:
-    outcome = done.outcome
-    if outcome.status != "unconfirmed" or outcome.deadline is None or outcome.entry is None:
-        return None
-    return {"seconds": outcome.entry.confirm, "deadline": moment(outcome.deadline)}
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 
 from nfctl.cli.common import WAIT, Netns, Wait
 from nfctl.cli.service_common import Adopt, EndTcp, Prefix  # noqa: TC001 - typer reads annotations
-from nfctl.cli.watch import SOURCES, Teller, by_whom, where
+from nfctl.cli.watch import SOURCES, Teller, by_whom, refuse_interval, where
 from nfctl.errors import BadInput, Locked
 from nfctl.text import several, visible
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from nfctl.control.journal.state import State
     from nfctl.control.watching.watch import Event
     from nfctl.services.checks import Check
-
-_MOST = 365 * 86400.0  # seconds
 
 
 def watch(
@@ -82,9 +80,7 @@ def watch(
     [bold]Example:[/bold] echo '{services: [{name: web, port: 80, cluster-ips: 10.96.0.10,
     endpoints: ["10.0.0.5:8080"]}]}' > web.yaml; nfctl service watch web.yaml --check-health tcp
     """
-    if not 0.1 <= interval <= _MOST:  # nor nan
-        msg = f"--interval {interval:g}: it is 0.1 seconds at least, and a year at most"
-        raise BadInput(msg)
+    refuse_interval(interval)
     if file == "-":
         msg = "a list on standard input cannot be read again"
         raise BadInput(msg, hint="nfctl service watch needs a file")

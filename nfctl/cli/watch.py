@@ -78,9 +78,7 @@ def watch(
 
     [bold]Example:[/bold] sudo nfctl watch --repair /etc/nfctl/policy.yaml
     """
-    if not 0.1 <= interval <= _MOST:  # nor nan
-        msg = f"--interval {interval:g}: it is 0.1 seconds at least, and a year at most"
-        raise BadInput(msg)
+    refuse_interval(interval)
     if "-" in {file, v4, v6}:
         msg = "a policy on standard input cannot be read again"
         raise BadInput(msg, hint="nfctl watch needs a file")
@@ -119,6 +117,13 @@ def watch(
             notifier=notifier,
         ).run(notices.sources, notices.missing)
     notifier.close()
+
+
+def refuse_interval(seconds: float) -> None:
+    """Raise BadInput for an --interval that makes no sense."""
+    if not 0.1 <= seconds <= _MOST:  # nor nan
+        msg = f"--interval {seconds:g}: it is 0.1 seconds at least, and a year at most"
+        raise BadInput(msg)
 
 
 class Teller:
