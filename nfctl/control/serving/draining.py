@@ -63,9 +63,9 @@ def drain(
     service = editing.find(begun.services, word)
     which = editing.known(service, wanted)
     flows = gone.to_endpoints(service, which)
-    if not seconds:
-        return Drained(DRAINING, service, which, count_open(flows), [begun])
     left = count_open(flows)
+    if not seconds:
+        return Drained(DRAINING, service, which, left, [begun])
     if left:
         told(left)
         left = wait_drained(flows, seconds)
