@@ -18,7 +18,10 @@ from nfctl.kernel import flows, netlink
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+#: How many filters, each of which walks the whole table: more take longer than its whole list.
+WALKS: Final = 6
 
 _NESTED: Final = 0x8000
 _TUPLE_ORIG, _TUPLE_REPLY, _FILTER = 1, 2, 25  # enum ctattr_type
@@ -71,6 +74,26 @@ class Meant(NamedTuple):
         return _nested(_TUPLE_ORIG, _nested(_TUPLE_PROTO, ends)) + _nested(_FILTER, wanted)
 
 
+def picked(
+    filters: Collection[Replier] | Collection[Meant], families: set[int], about: Sequence[bytes]
+) -> Iterator[list[flows.Entry]]:
+    """Yield what passes one of some filters, at least; without any all of the families.
+
+    A kernel that does not filter lists all, too. ``about`` and errors are those of
+    :func:`nfctl.kernel.flows.listed`.
+    """
+    if filters:
+        with flows.open_socket() as sock:
+            known = is_known(sock)
+        if not known:
+            filters = ()
+    with flows.open_socket() as sock:
+        for one in filters:
+            yield from flows.listed(sock, one.family, about, one.filter())
+        if not filters:
+            yield from flows.listed(sock, families.pop() if len(families) == 1 else 0, about)
+
+
 def is_known(sock: socket.socket) -> bool:
     """Whether this kernel filters: one that does refuses a flag that there is not.
 
@@ -82,9 +105,9 @@ def is_known(sock: socket.socket) -> bool:
 
 
 def repliers(
-    places: Iterable[tuple[int, bytes, int]], ports: Iterable[tuple[int, int, int]], most: int
+    places: Iterable[tuple[int, bytes, int]], ports: Iterable[tuple[int, int, int]]
 ) -> list[Replier]:
-    """Return the fewest filters through which all flows of these pass; [] for more than ``most``.
+    """Return the fewest filters through which all flows of these pass; [] for more than WALKS.
 
     ``places`` are protocol, packed address and port, ``ports`` protocol, family and port of any
     address.
@@ -98,7 +121,7 @@ def repliers(
     # several addresses at one port are found by the port, in one walk
     found = [Replier(*key, *one) for key, one in groups.items() if len(one) == 1]
     found += [Replier(*key) for key, several in groups.items() if len(several) > 1]
-    return found if len(found) <= most else []
+    return found if len(found) <= WALKS else []
 
 
 def _nested(kind: int, value: bytes) -> bytes:

@@ -6,6 +6,7 @@ the journal as :meth:`ServiceList.document` says, and becomes chains in ``nfctl.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any, Final, NamedTuple
 
@@ -131,6 +132,13 @@ class ServiceList(NamedTuple):
     mark: int = MARK
     mask: int = MARK
     node_addresses: tuple[str, ...] = ()
+
+    def has_node_ports_at(self, address: str) -> bool:
+        """Whether node ports are served at an address, if it is one of this node's."""
+        found = ipaddress.ip_address(address)
+        if not self.node_addresses:
+            return not found.is_loopback
+        return any(found in ipaddress.ip_network(net) for net in self.node_addresses)
 
     def listed(self) -> Listed:
         """Return it as the journal keeps it."""

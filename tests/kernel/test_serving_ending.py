@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from nfctl.control.serving import ending
 from nfctl.control.serving.ending import Drain, Flows, end, flows_to, wait_drained
 from nfctl.errors import BadInput, NfctlError, NotPermitted
 from nfctl.kernel import flow_filter, netlink
@@ -295,7 +294,7 @@ def test_what_the_kernel_picks(netns: Any, monkeypatch: pytest.MonkeyPatch, old:
 
     def answers(walks: int) -> tuple[list[set[bytes]], int]:
         """Return the answers, and how many flows the kernel listed."""
-        monkeypatch.setattr(ending, "_WALKS", walks)
+        monkeypatch.setattr(flow_filter, "WALKS", walks)
         listed = [0]
         monkeypatch.setattr(netlink, "messages", lambda part: _counted(listed, part))
         found = [{entry.number for entry in flows_to(which)} for which in questions]

@@ -386,11 +386,7 @@ class _Stage:
             family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
             if len(self._local) > 1 << 16:
                 self._local.clear()
-            try:
-                local = self._facts.way(socket.inet_ntop(family, address)).local
-            except OSError:
-                local = False
-            self._local[address] = local
+            self._local[address] = self._facts.is_local(socket.inet_ntop(family, address))
         return self._local[address]
 
     def _clear(self) -> None:

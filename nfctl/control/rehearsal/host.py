@@ -160,6 +160,13 @@ class Host:
                     self._addresses.append(told)
         return self._addresses
 
+    def is_local(self, address: str) -> bool:
+        """Whether what is sent to an address stays here; not so without a way to it."""
+        try:
+            return self.way(address).local
+        except OSError:
+            return False
+
     def way(self, address: str, *, source: str = "", interface: int = 0) -> Way:
         """Look the way to an address up in the routing tables; OSError if there is none."""
         parsed = ipaddress.ip_address(address)

@@ -41,7 +41,6 @@ _NUMBERS: Final = {"tcp": flows.TCP, "udp": flows.UDP, "sctp": _SCTP}
 # TCP_CONNTRACK_*; COOKIE_ECHOED, ESTABLISHED, SHUTDOWN_SENT, SHUTDOWN_RECD of SCTP_CONNTRACK_*.
 _LIVE: Final = {flows.TCP: {2, 3, 4, 5}, _SCTP: {3, 4, 5, 6}}
 
-_WALKS: Final = 6  # of the table, with a filter each: more take longer than its whole list
 _FEW: Final = 64  # addresses to look for before a flow is taken apart
 _SHORTEST: Final = 0.2  # seconds from one look at the list to the next
 _SHARE: Final = 20  # times as long as a look takes: a twentieth of a processor
@@ -272,20 +271,12 @@ class _Matcher:
         return list(entries.values())
 
     def _listed(self, about: list[bytes]) -> Iterator[list[flows.Entry]]:
-        """Yield all flows that may be meant: what the kernel picks, if that is worth it, or all."""
+        """Return all flows that may be meant: what the kernel picks, or all if that is quicker."""
         places = (*self._endpoints, *self._direct)
-        picked = flow_filter.repliers(places, self._direct_local, _WALKS)
-        if picked:
-            with flows.open_socket() as sock:
-                if not flow_filter.is_known(sock):
-                    picked = []
-        with flows.open_socket() as sock:
-            for one in picked:
-                yield from flows.listed(sock, one.family, about, one.filter())
-            if not picked:
-                families = {4 if len(address) == 4 else 6 for _, address, _ in places}
-                families |= {family for _, family, _ in self._direct_local}
-                yield from flows.listed(sock, families.pop() if len(families) == 1 else 0, about)
+        filters = flow_filter.repliers(places, self._direct_local)
+        families = {4 if len(address) == 4 else 6 for _, address, _ in places}
+        families |= {family for _, family, _ in self._direct_local}
+        return flow_filter.picked(filters, families, about)
 
     def matches(self, entry: flows.Entry) -> bool:
         """Whether a flow is one of those."""
@@ -313,11 +304,7 @@ class _Matcher:
 
             if self._host is None:
                 self._host = Host()
-            try:
-                way = self._host.way(str(ipaddress.ip_address(address)))
-                self._local[address] = way.local
-            except OSError:
-                self._local[address] = False
+            self._local[address] = self._host.is_local(str(ipaddress.ip_address(address)))
         return self._local[address]
 
 

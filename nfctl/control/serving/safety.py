@@ -6,7 +6,6 @@ Also what keeps them from working, and is the host's own affair: forwarding that
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -98,7 +97,7 @@ def check_operator(before: ServiceList | None, after: ServiceList, *, force: boo
             if address == operator.destination or (
                 address is None
                 and family_of(operator.destination) in service.families()
-                and _is_node_address(operator.destination, after)
+                and after.has_node_ports_at(operator.destination)
             ):
                 what = f"{address}:{port}" if address else f"node port {port}"
                 msg = f"this would cut off {operator}: service {title(service)} takes {what}"
@@ -106,12 +105,6 @@ def check_operator(before: ServiceList | None, after: ServiceList, *, force: boo
                     return [f"{msg}, as --force allows"]
                 raise AnswerNo(msg, hint="nothing was changed; --force applies it all the same")
     return []
-
-
-def _is_node_address(address: str, settings: ServiceList) -> bool:
-    nets = [ipaddress.ip_network(net) for net in settings.node_addresses]
-    found = ipaddress.ip_address(address)
-    return any(found in net for net in nets) if nets else not found.is_loopback
 
 
 def shared(difference: Difference, prefix: str, state: State) -> Iterator[str]:
@@ -168,13 +161,7 @@ def forwarding(settings: ServiceList) -> Iterator[str]:
 
 def _any_elsewhere(addresses: dict[str, None]) -> bool:
     with contextlib.closing(Host()) as host:
-        for address in addresses:
-            try:
-                if not host.way(address).local:
-                    return True
-            except OSError:  # no route: it surely is not here
-                return True
-    return False
+        return not all(map(host.is_local, addresses))
 
 
 def useless(settings: ServiceList, whole: ServiceList) -> Iterator[str]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from nfctl.services.model import Endpoint, Service, ServiceList
 
 _UDP: Final = "udp"
-_WALKS: Final = 6  # of the table, for a port each: more take longer than all of UDP
 #: What every entry of UDP has in it, and hardly another: CTA_PROTO_NUM.
 _NUMBER: Final = netlink.attribute(1, bytes([flows.UDP]))
 
@@ -62,29 +61,19 @@ def stale(settings: ServiceList) -> list[Flows]:
     """
     found: dict[Flows, None] = {}
     with contextlib.closing(_Known(settings)) as known:
-        for entry in _listed(known.ports()):
-            if (one := known.stale(entry)) is not None:
-                found[one] = None
+        ports = known.ports()
+        for part in _listed(ports) if ports else ():
+            for entry in part:
+                if (one := known.stale(entry)) is not None:
+                    found[one] = None
     return list(found)
 
 
-def _listed(ports: set[Meant]) -> Iterator[flows.Entry]:
-    """Yield the UDP flows to some ports, at least."""
-    if not ports:
-        return
-    if len(ports) > _WALKS:
+def _listed(ports: set[Meant]) -> Iterator[list[flows.Entry]]:
+    """Return the UDP flows to some ports, at least."""
+    if len(ports) > flow_filter.WALKS:  # one for all ports
         ports = {one._replace(port=0) for one in ports}
-    with flows.open_socket() as sock:
-        known = flow_filter.is_known(sock)
-    with flows.open_socket() as sock:
-        for one in ports if known else ():
-            for part in flows.listed(sock, one.family, (), one.filter()):
-                yield from part
-        if not known:
-            families = {one.family for one in ports}
-            family = families.pop() if len(families) == 1 else 0
-            for part in flows.listed(sock, family, (_NUMBER,)):
-                yield from part
+    return flow_filter.picked(ports, {one.family for one in ports}, (_NUMBER,))
 
 
 class _Served:
@@ -106,7 +95,7 @@ class _Known:
     def __init__(self, settings: ServiceList) -> None:
         self._places: dict[tuple[bytes, int], _Served] = {}
         self._node_ports: dict[tuple[int, int], _Served] = {}  # by family and port
-        self._nets = [ipaddress.ip_network(net) for net in settings.node_addresses]
+        self._settings = settings
         self._node: dict[bytes, bool] = {}
         self._host: Host | None = None
         for service in settings.services:
@@ -161,20 +150,14 @@ class _Known:
         return self._node[address]
 
     def _look(self, address: bytes) -> bool:
-        parsed = ipaddress.ip_address(address)
-        if self._nets:
-            if not any(parsed in net for net in self._nets):
-                return False
-        elif parsed.is_loopback:
+        text = _text(address)
+        if not self._settings.has_node_ports_at(text):
             return False
         if self._host is None:
             from nfctl.control.rehearsal.host import Host
 
             self._host = Host()
-        try:
-            return self._host.way(str(parsed)).local
-        except OSError:  # no way there
-            return False
+        return self._host.is_local(text)
 
 
 def _packed(address: str) -> bytes:
