@@ -139,8 +139,8 @@ def _apply(
             files = record.files if record is not None else ()
         notes = safety.check_chains(prefix, state, adopt=adopt)
         notes += safety.check_operator(before, settings, force=options.force)
-        outcome = _write(settings, state, options, files)
-    difference = compare(before, settings)
+        difference = compare(before, settings)
+        outcome = _write(settings, state, options, files, record, difference)
     if edited:
         notes += safety.useless(_differing(settings, difference), settings)
     else:
@@ -151,11 +151,16 @@ def _apply(
 
 
 def _write(
-    settings: ServiceList, state: State, options: Options, files: Sequence[tuple[str, str]]
+    settings: ServiceList,
+    state: State,
+    options: Options,
+    files: Sequence[tuple[str, str]],
+    record: Record | None,
+    difference: Difference,
 ) -> Outcome:
     planner = None
     with contextlib.suppress(NotQuick, NfctlError, OSError):
-        planner = QuickServices(settings, files, state)
+        planner = QuickServices(settings, files, state, record, difference)
     if planner is not None:
         wanted = planner.wanted
         work = applying.Work(lambda: wanted, state, options, planner, Parts)
@@ -184,23 +189,29 @@ def plan(
 
     What would be refused then is among the notes.
     """
-    _, before = _applied(state, settings.prefix)
+    record, before = _applied(state, settings.prefix)
+    difference = compare(before, settings)
     notes = []
     try:
         notes += safety.check_chains(settings.prefix, state, adopt=adopt)
         notes += safety.check_operator(before, settings, force=False)
     except NfctlError as error:
         notes.append(f"apply will refuse this: {error}")
-    change = _planned(settings, state, files)
+    change = _planned(settings, state, files, record, difference)
     notes += [*safety.forwarding(settings), *safety.useless(settings, settings)]
-    difference = compare(before, settings)
     notes += safety.shared(difference, settings.prefix, state)
     return Planned(change, difference, notes)
 
 
-def _planned(settings: ServiceList, state: State, files: Sequence[tuple[str, str]]) -> Change:
+def _planned(
+    settings: ServiceList,
+    state: State,
+    files: Sequence[tuple[str, str]],
+    record: Record | None,
+    difference: Difference,
+) -> Change:
     with contextlib.suppress(NotQuick, NfctlError, OSError):
-        planner = QuickServices(settings, files, state)
+        planner = QuickServices(settings, files, state, record, difference)
         return planner.change(planner.plan())
     return applying.plan(desired.wanted(settings, files), state=state)
 

@@ -21,7 +21,6 @@ from nfctl.control.planning import TablePlan
 from nfctl.control.serving import desired
 from nfctl.control.sets import Sets
 from nfctl.ruleset.names import TABLES
-from nfctl.services import reading
 from nfctl.services.chains import Compiler, Fragment, add
 from nfctl.services.names import Names
 
@@ -35,31 +34,38 @@ if TYPE_CHECKING:
     from nfctl.control.planner import FamilySide, Plans
     from nfctl.kernel.blob import Blob
     from nfctl.services.chains import Chains
+    from nfctl.services.difference import Difference
     from nfctl.services.model import ServiceList
 
 _VERSION = 1
 _KEYS = {"version", "about", "record", "digests"}
-_FRAME = ("version", "prefix", "cluster", "masquerade", "node-addresses")
 
 
 class QuickServices(Planner):
-    """Plans services by what is known of the last apply; raises NotQuick where it cannot."""
+    """Plans services by what is known of the last apply; raises NotQuick where it cannot.
+
+    ``own`` is the record of that apply, and ``difference`` how its list and the new one differ.
+    """
 
     def __init__(
-        self, settings: ServiceList, files: Sequence[tuple[str, str]], state: State
+        self,
+        settings: ServiceList,
+        files: Sequence[tuple[str, str]],
+        state: State,
+        own: Record | None,
+        difference: Difference,
     ) -> None:
         wanted = desired.light(settings, files)
-        own, others = _records(state, wanted.name)
-        if own is None or not own.services or own.prefix != settings.prefix:
+        if own is None or not own.services or own.prefix != settings.prefix or difference.settings:
             raise NotQuick
+        others = [record for record in state.records() if record.name != wanted.name]
         super().__init__(wanted, own=[own], others=others, sets=Sets(()))
         self._known = _read(state, settings.prefix)
         if self._known["about"] != _about(state, wanted.name):
             raise NotQuick
         if self._known["record"] != own.digest or own.text.keys() != wanted.tables.keys():
             raise NotQuick
-        self._settings = settings
-        self._difference = _Difference(json.loads(own.services), settings)
+        self._chains = _Chains(settings, difference)
         self._own_names = Names(settings.prefix)
 
     def _plan_family(self, plans: Plans, family: int) -> None:
@@ -67,7 +73,7 @@ class QuickServices(Planner):
         coder = self._coder(plans, family)
         if self._known["digests"].get(str(family)) != digests(side, self._own_names):
             raise NotQuick
-        come, gone = self._difference.chains(family)
+        come, gone = self._chains.of(family)
         tables = self.wanted.tables[family]
         for name in TABLES:
             if name in tables:
@@ -95,36 +101,23 @@ class QuickServices(Planner):
         """Do nothing: the frame is the one that was checked when it was applied first."""
 
 
-class _Difference:
-    """What differs between two lists."""
+class _Chains:
+    """The chains in which two lists differ."""
 
-    def __init__(self, old: dict[str, Any], new: ServiceList) -> None:
-        document = new.document()
-        if any(old.get(key) != document[key] for key in _FRAME):
-            raise NotQuick
+    def __init__(self, new: ServiceList, difference: Difference) -> None:
         self._new = new
-        before = {(one["name"], one["protocol"]): one for one in old["services"]}
-        after = {(one["name"], one["protocol"]): one for one in document["services"]}
-        self._gone = [before[key] for key in before if before[key] != after.get(key)]
-        self._come = {key for key in after if after[key] != before.get(key)}
-        both = [key for key in before if key in after]
-        self._moved = both != [key for key in after if key in before]
-        try:
-            read = reading.of_document({**document, "services": self._gone}, alone=False)
-        except (ValueError, TypeError, LookupError):
-            raise NotQuick from None
-        self._old_services = read.services
-        self._old = old
+        both = difference.differ
+        self._gone = [*difference.gone, *(one.before for one in both)]
+        self._come = [*difference.come, *(one.after for one in both)]
+        self._moved = difference.moved
 
-    def chains(self, family: int) -> tuple[Chains, set[tuple[str, str]]]:
+    def of(self, family: int) -> tuple[Chains, set[tuple[str, str]]]:
         """Return chains that come or are other ones, and those that go."""
         compiler = Compiler(self._new, family)
-        old = [compiler.service(s) for s in self._old_services if family in s.families()]
-        new = [
-            compiler.service(s)
-            for s in self._new.services
-            if s.key in self._come and family in s.families()
-        ]
+        old, new = (
+            [compiler.service(service) for service in services if family in service.families()]
+            for services in (self._gone, self._come)
+        )
         come: Chains = {key: rules for one in new for key, rules in one.own.items()}
         gone = {key for one in old for key in one.own} - come.keys()
         if self._moved or _shares(old) != _shares(new):
@@ -144,12 +137,6 @@ class _Difference:
 
 def _shares(fragments: Sequence[Fragment]) -> list[Any]:
     return [one.shared for one in fragments]
-
-
-def _records(state: State, name: str) -> tuple[Record | None, list[Record]]:
-    records = state.records()
-    own = next((record for record in records if record.name == name), None)
-    return own, [record for record in records if record.name != name]
 
 
 # --- what is remembered -------------------------------------------------------------------------
