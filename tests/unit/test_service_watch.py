@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from nfctl.control.serving.keeping import Applied, Host, ListFile, Read
 from nfctl.control.serving.watch import Options, ServiceWatch
 from nfctl.control.watching import waiting
 from nfctl.control.watching.drift import Drift, Place
-from nfctl.control.watching.watch import Event, Woken
+from nfctl.control.watching.watch import Woken
 from nfctl.errors import AnswerNo, BadInput, Changed, Locked, NfctlError, RolledBack, Unsupported
 from nfctl.kernel.notices import Actor, Notice
 from nfctl.kernel.sdnotify import Notifier
@@ -30,14 +29,14 @@ from nfctl.services import difference
 from nfctl.services.checks import Check
 from nfctl.services.health import Change
 from nfctl.services.model import Endpoint, Service, ServiceList
+from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from nfctl.control.apply import Options as ApplyOptions
     from nfctl.control.serving.kept import Make
 
-Step = Callable[[], "Woken | None"]
 
 ONE, TWO, THREE = (Endpoint(f"10.0.0.{n}", 80) for n in (1, 2, 3))
 A, B = ONE[:2], TWO[:2]
@@ -62,19 +61,18 @@ def out(one: Endpoint, *, ready: bool = False) -> Endpoint:
     return one._replace(ready=ready)
 
 
-class World:
+class World(Scripted):
     """A host with services: its file, its kernel, its endpoints; and what the watch says."""
 
     def __init__(self, *services: Service, check: Check | None = None, **options: Any) -> None:
+        super().__init__()
         options = {"interval": 3600.0, **options}
         self.options = Options(check=check or Check(), **options)
         self.checked = True
-        self.now = 1000.0
         self.file: ServiceList | NfctlError = listed(*services)
         self.version = 1  # of the file
         self.record: ServiceList | None = None
         self.wrong: dict[Place, Drift] = {}
-        self.told: list[tuple[float, Event]] = []
         self.applies: list[tuple[float, ServiceList, bool]] = []  # when, what, whether a repair
         self.errors: list[Exception] = []  # of the next applies
         self.read_errors: list[NfctlError] = []  # of the next looks at the record
@@ -85,15 +83,8 @@ class World:
         self.ended_stale: list[float] = []  # when
         self.cost = 0.0  # seconds that an apply takes
         self._changes: list[Change] = []
-        self._script: list[tuple[float, Step]] = []
-        self.waits = 0
 
     # --- what tests say ---
-
-    def at(self, seconds: float, step: Step) -> None:
-        """Have something done so many seconds after the start."""
-        self._script.append((1000.0 + seconds, step))
-        self._script.sort(key=lambda one: one[0])
 
     def writes(self, seconds: float, what: ServiceList | NfctlError) -> None:
         def step() -> None:
@@ -125,9 +116,6 @@ class World:
 
         self.at(seconds, step)
 
-    def signals(self, seconds: float, number: int) -> None:
-        self.at(seconds, lambda: Woken(signals=[number]))
-
     def run(self, until: float, notifier: Notifier | None = None) -> list[str]:
         """Watch until then; return the kinds of what was told, without the first and the last."""
         self.signals(until, signal.SIGTERM)
@@ -138,21 +126,13 @@ class World:
             stamp=lambda: self.version,
             host=self,
             prober=self if self.checked else None,
-            wait=self._wait,
-            tell=lambda event: self.told.append((self.now - 1000.0, event)),
+            wait=self.wait,
+            tell=self.tell,
             notifier=notifier,
             clock=lambda: self.now,
             wall=lambda: self.now,
         ).run(["lock"])
-        first, *kinds, last = [event.kind for _, event in self.told]
-        assert (first, last) == ("start", "end")
-        return kinds
-
-    def facts(self, kind: str) -> list[dict[str, Any]]:
-        return [event.facts for _, event in self.told if event.kind == kind]
-
-    def times(self, kind: str) -> list[float]:
-        return [round(at, 3) for at, event in self.told if event.kind == kind]
+        return self.kinds()
 
     def applied(self) -> list[tuple[float, ServiceList]]:
         return [(at, what) for at, what, _ in self.applies]
@@ -211,19 +191,6 @@ class World:
 
     def timeout(self) -> float:
         return 60.0
-
-    def _wait(self, seconds: float) -> Woken:
-        self.waits += 1
-        assert self.waits < 20_000, "it never waits"
-        until = self.now + seconds
-        while self._script[0][0] <= until:
-            at, step = self._script.pop(0)
-            self.now = max(self.now, at)
-            woken = step()
-            if woken is not None:
-                return woken
-        self.now = until
-        return Woken()
 
 
 # --- the file -----------------------------------------------------------------------------------

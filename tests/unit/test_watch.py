@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +26,16 @@ from nfctl.kernel import notices
 from nfctl.kernel.notices import Actor, Notice
 from nfctl.kernel.sdnotify import Notifier
 from nfctl.policy.wanted import Wanted
+from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 INPUT = Place(4, "filter", "INPUT")
 NAT = Place(4, "nat", "PREROUTING")
 BLOCKLIST = Place(0, "", "blocklist")
 NOTICE = Notice("lock", Actor(77, "iptables-legacy", "sh"))
 LONG = 3600.0
-
-Step = Callable[[], "Woken | None"]
 
 
 def chain(place: Place, missing: int, extra: int) -> ChainChange:
@@ -54,14 +52,13 @@ class Outcome:
     entry: Entry | None
 
 
-class World:
+class World(Scripted):
     """A host: what is wrong in it, who does what and when, and what the watch says of it."""
 
     def __init__(self, **options: Any) -> None:
+        super().__init__()
         self.options = Options(**{"interval": LONG, **options})
-        self.now = 1000.0
         self.wrong: dict[Place, tuple[int, int]] = {}
-        self.told: list[tuple[float, Event]] = []
         self.journal: list[Entry] = []
         self.waiting: Entry | None = None
         self.errors: list[NfctlError] = []  # of the next applies
@@ -70,15 +67,9 @@ class World:
         self.applies: list[float] = []
         self.policies: list[Wanted | NfctlError] = []
         self.after_apply: Callable[[], None] = lambda: None
-        self._script: list[tuple[float, Step]] = []
         self._locked = False
 
     # --- what tests say ---
-
-    def at(self, seconds: float, step: Step) -> None:
-        """Have something done so many seconds after the start."""
-        self._script.append((1000.0 + seconds, step))
-        self._script.sort(key=lambda one: one[0])
 
     def breaks(self, seconds: float, *places: Place, missing: int = 1, notice: bool = True) -> None:
         def step() -> Woken | None:
@@ -93,9 +84,6 @@ class World:
             return Woken([NOTICE])
 
         self.at(seconds, step)
-
-    def signals(self, seconds: float, number: int) -> None:
-        self.at(seconds, lambda: Woken(signals=[number]))
 
     def entry(self, **more: Any) -> Entry:
         number = len(self.journal) + 1
@@ -113,21 +101,13 @@ class World:
             plan=self._plan,
             apply=self._apply,
             journal=self,
-            wait=self._wait,
-            tell=lambda event: self.told.append((self.now - 1000.0, event)),
+            wait=self.wait,
+            tell=self.tell,
             notifier=notifier,
             clock=lambda: self.now,
             wall=lambda: self.now,
         ).run(["lock"])
-        first, *kinds, last = [event.kind for _, event in self.told]
-        assert (first, last) == ("start", "end")
-        return kinds
-
-    def facts(self, kind: str) -> list[dict[str, Any]]:
-        return [event.facts for _, event in self.told if event.kind == kind]
-
-    def times(self, kind: str) -> list[float]:
-        return [round(at, 3) for at, event in self.told if event.kind == kind]
+        return self.kinds()
 
     # --- what the watch sees ---
 
@@ -178,17 +158,6 @@ class World:
         outcome = Outcome(change, "applied", self.entry(action="repair"))
         self.after_apply()
         return outcome
-
-    def _wait(self, seconds: float) -> Woken:
-        until = self.now + seconds
-        while self._script[0][0] <= until:
-            at, step = self._script.pop(0)
-            self.now = max(self.now, at)
-            woken = step()
-            if woken is not None:
-                return woken
-        self.now = until
-        return Woken()
 
 
 # --- telling ------------------------------------------------------------------------------------
