@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nfctl.lab import Lab
+from nfctl.text import at
 from tests.kernel import play
 from tests.kernel.conftest import NFCTL, PATIENCE
-from tests.kernel.test_serving_ending import DNS, FAMILIES, ONE, TWO, WEB, Net, to
+from tests.kernel.test_serving_ending import DNS, FAMILIES, ONE, TWO, WEB, Net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ class Serving(Net):
                     "protocol": protocol,
                     "port": port,
                     "cluster-ips": [address],
-                    "endpoints": [to(host, port) for host in endpoints],
+                    "endpoints": [at(host, port) for host in endpoints],
                 }
                 for name, protocol, port, address in (
                     ("web", "tcp", 80, WEB[family]),
@@ -69,7 +70,7 @@ class Serving(Net):
 
     def served(self, number: int = 0) -> list[str]:
         found = self.document("list")["services"][number]["endpoints"]
-        return [to(one["address"], one["port"]) for one in found]
+        return [at(one["address"], one["port"]) for one in found]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command, and return when it has begun to wait."""
@@ -99,7 +100,7 @@ def test_udp_goes_elsewhere_at_once(net: Serving, family: int) -> None:
     """A client that goes on from one port is answered by the endpoint that is there now."""
     net.apply(family, ONE[family])
     assert [net.ask(DNS[family], 53, source) for source in (40001, 40002)] == ["one", "one"]
-    found = net.document("set-endpoints", "dns", to(TWO[family], 53))
+    found = net.document("set-endpoints", "dns", at(TWO[family], 53))
     assert found["flows"] == {"udp": 2, "streams": None, "left": 0, "problem": None}
     assert [net.ask(DNS[family], 53, source) for source in (40001, 40002)] == ["two", "two"]
     assert "2 UDP flows deleted" in net.nfctl("delete", "dns").out
@@ -121,12 +122,12 @@ def test_tcp_goes_on_unless_it_is_ended(net: Serving, family: int) -> None:
     net.apply(family, ONE[family])
     connection = net.open(WEB[family], 80)
     assert net.host_of(connection) == "one"
-    said = net.nfctl("set-endpoints", "web", to(TWO[family], 80))
+    said = net.nfctl("set-endpoints", "web", at(TWO[family], 80))
     assert "1 connection to endpoints that are gone may go on (--end-tcp ends such)" in said.out
     assert net.host_of(connection) == "one"
     other = net.open(WEB[family], 80)
     assert net.host_of(other) == "two"
-    found = net.document("set-endpoints", "web", to(ONE[family], 80), "--end-tcp")
+    found = net.document("set-endpoints", "web", at(ONE[family], 80), "--end-tcp")
     assert found["flows"] == {"udp": 0, "streams": 1, "left": 0, "problem": None}
     flows = [line for line in net.entries().values() if "dport=80 " in line]
     assert len(flows) == 1
@@ -147,7 +148,7 @@ def test_udp_that_came_before_the_service(net: Serving, family: int) -> None:
 def test_a_rollback_ends_them_too(net: Serving, family: int) -> None:
     """What a rollback takes away leaves no UDP flow behind, and the older endpoint answers."""
     net.apply(family, ONE[family])
-    net.document("set-endpoints", "dns", to(TWO[family], 53))
+    net.document("set-endpoints", "dns", at(TWO[family], 53))
     assert net.ask(DNS[family], 53, 40001) == "two"
     said = net.node.run(lambda: play.nfctl(["rollback"], **net.environment), timeout=PATIENCE)
     assert said.code == 0, said.err
@@ -164,8 +165,8 @@ def test_a_drain_waits_for_the_last_connection(net: Serving, family: int) -> Non
     net.apply(family, ONE[family])
     connection = net.open(WEB[family], 80)
     assert net.host_of(connection) == "one"
-    assert net.nfctl("set-endpoints", "web", "--add", to(TWO[family], 80)).code == 0
-    one, two = to(ONE[family], 80), to(TWO[family], 80)
+    assert net.nfctl("set-endpoints", "web", "--add", at(TWO[family], 80)).code == 0
+    one, two = at(ONE[family], 80), at(TWO[family], 80)
     said = net.nfctl("drain", "web", one, "--timeout", "0.1")
     assert said.code == 1
     assert f"draining still: {one}; 1 connection open; they get nothing new" in said.out
@@ -190,13 +191,13 @@ def test_a_drain_that_ends_what_is_left(net: Serving) -> None:
     while len(hosts) < 2:
         connection = net.open(WEB[4], 80)
         hosts[net.host_of(connection)] = connection
-    one = to(ONE[4], 80)
+    one = at(ONE[4], 80)
     open_ = [line for line in net.entries().values() if f"src={ONE[4]} " in line]
     found = net.document("drain", "web", one, "--timeout", "0.1", "--end-tcp", "--quiet")
     assert (found["status"], found["open"]) == ("drained", 0)
     assert found["applied"][-1]["flows"]["streams"] == len(open_)
     assert not [line for line in net.entries().values() if f"src={ONE[4]} " in line]
-    assert net.served() == [to(TWO[4], 80)]
+    assert net.served() == [at(TWO[4], 80)]
     assert net.host_of(hosts["two"]) == "two"
 
 
@@ -205,7 +206,7 @@ def test_a_drain_that_is_broken_off(net: Serving) -> None:
     net.apply(4, ONE[4])
     connection = net.open(WEB[4], 80)
     assert net.host_of(connection) == "one"
-    one = to(ONE[4], 80)
+    one = at(ONE[4], 80)
     process = net.start("drain", "web", one)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
@@ -226,8 +227,8 @@ def test_udp_of_a_draining_endpoint_stays(net: Serving) -> None:
     """A client of UDP keeps a draining endpoint, while another is sent elsewhere."""
     net.apply(4, ONE[4])
     assert net.ask(DNS[4], 53, 40001) == "one"
-    assert net.nfctl("set-endpoints", "dns", "--add", to(TWO[4], 53)).code == 0
-    found = net.document("drain", "dns", to(ONE[4], 53), "--no-wait")
+    assert net.nfctl("set-endpoints", "dns", "--add", at(TWO[4], 53)).code == 0
+    found = net.document("drain", "dns", at(ONE[4], 53), "--no-wait")
     assert (found["status"], found["open"]) == ("draining", 1)
     assert net.ask(DNS[4], 53, 40001) == "one"
     assert {net.ask(DNS[4], 53, 40002 + number) for number in range(8)} == {"two"}

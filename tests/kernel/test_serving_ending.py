@@ -27,6 +27,7 @@ from nfctl.kernel import flow_filter, netlink
 from nfctl.kernel.flow_events import Events
 from nfctl.lab import Lab, traffic
 from nfctl.lab.traffic import held
+from nfctl.text import at
 from tests.kernel.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -52,14 +53,10 @@ FAMILIES: Final = pytest.mark.parametrize("family", [4, 6])
 NODE_PORT: Final = 30053
 
 
-def to(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def dnat(protocol: str, address: str, port: int, endpoint: str, endpoint_port: int) -> str:
     return (
         f"-A PREROUTING -d {address} -p {protocol} -m {protocol} --dport {port} "
-        f"-j DNAT --to-destination {to(endpoint, endpoint_port)}"
+        f"-j DNAT --to-destination {at(endpoint, endpoint_port)}"
     )
 
 

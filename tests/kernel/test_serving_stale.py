@@ -14,7 +14,8 @@ from nfctl.control.serving.ending import Flows, flows_to
 from nfctl.control.serving.gone import Ended
 from nfctl.kernel import flow_filter, flows
 from nfctl.services.model import Endpoint, Service, ServiceList
-from tests.kernel.test_serving_ending import _insert, _some_flow, to
+from nfctl.text import at
+from tests.kernel.test_serving_ending import _insert, _some_flow
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import Namespace
@@ -90,7 +91,7 @@ def test_the_stale_ones_of_many(
 
     gone, ended, again = netns.python(inside)
     expected = {
-        f"{protocol} {to(client, source)} -> {to(service, port)}"
+        f"{protocol} {at(client, source)} -> {at(service, port)}"
         for protocol, client, source, _, service, port, endpoint, number in some
         if _expected(protocol, service, port, endpoint, number, node=node)
     }
